@@ -1,0 +1,281 @@
+"""Configuration to objects. Names become classes here, through registries, and nowhere else.
+
+A registry and never a dotted path: a config or a checkpoint that somebody was sent must not be able to run code.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cifargan.config import Registry, arguments, lookup
+from cifargan.data.cifar10 import CIFAR10
+from cifargan.data.digits import Digits
+from cifargan.data.folder import Folder
+from cifargan.data.sources import ImageSet
+from cifargan.data.stream import ImageStream
+from cifargan.errors import UserError, did_you_mean
+from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
+from cifargan.evaluation.features import EfficientNetLite0, FeatureExtractor, Inception
+from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
+from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from cifargan.models.dense import DenseDiscriminator, DenseGenerator
+from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
+from cifargan.models.interface import Discriminator, Generator
+from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
+from cifargan.objectives.augment import DiffAugment
+from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
+from cifargan.objectives.regularizers import LeCam, NoRegularizer
+from cifargan.training.checkpoint import CheckpointStore
+from cifargan.training.ema import WeightAverage
+from cifargan.training.optimizers import adam, rmsprop
+from cifargan.training.precision import Precision, PrecisionName
+from cifargan.training.rng import be_deterministic, seed_everything
+from cifargan.training.run_directory import RunDirectory
+from cifargan.training.tracking import Tracker
+from cifargan.training.trainer import Schedule, Trainer
+
+SOURCES: Registry = {"cifar10": CIFAR10, "folder": Folder, "digits": Digits}
+GENERATORS: Registry = {"dcgan": DCGANGenerator, "dense": DenseGenerator, "biggan": BigGANGenerator}
+DISCRIMINATORS: Registry = {"dcgan": DCGANDiscriminator, "dense": DenseDiscriminator, "biggan": BigGANDiscriminator}
+HEADS: Registry = {
+    "linear": LinearHead,
+    "projection": ProjectionHead,
+    "auxiliary": AuxiliaryHead,
+    "embedding": EmbeddingHead,
+}
+CLASSIFICATIONS: Registry = {"none": NoClassification, "cross_entropy": CrossEntropy, "d2dce": D2DCE}
+LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": WassersteinLoss}
+REGULARIZERS: Registry = {"none": NoRegularizer, "lecam": LeCam}
+AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
+OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
+EXTRACTORS: Registry = {"inception": Inception, "efficientnet_lite0": EfficientNetLite0}
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings at the root of the configuration, beside the groups.
+
+    Args:
+        name: the folder of the run under `output_root`.
+        seed: of everything that is drawn.
+        device: where to train.
+        precision: number format of the training step.
+        deterministic: bit-equal runs, at some cost in speed.
+        resume: the run that this one goes on with.
+        output_root: where runs lie.
+    """
+
+    name: str
+    seed: int = 0
+    device: str = "auto"
+    precision: PrecisionName = "auto"
+    deterministic: bool = False
+    resume: str | None = None
+    output_root: str = "outputs"
+
+
+HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
+MODEL_PARTS = ("generator", "discriminator", "classification")
+GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
+
+
+def settings(config: DictConfig) -> Settings:
+    """The checked root settings.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    known = {**{key: None for key in GROUPS}, **Settings.__dataclass_fields__}
+    for key in map(str, config):
+        if key not in known:
+            raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
+    root = OmegaConf.create({key: value for key, value in config.items() if key not in GROUPS})
+    return Settings(**arguments(Settings, root, "config"))
+
+
+def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
+    """Build what a node names, from its settings and from what the program provides."""
+    if "name" not in node:
+        raise UserError(f"{where}.name has no value: choose from {', '.join(sorted(registry))}")
+    constructor = lookup(registry, node.name, f"{where}.name")
+    return constructor(**arguments(constructor, node, where, provided=provided), **provided)
+
+
+def select_device(name: str) -> torch.device:
+    """The device that a name stands for; `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device{did_you_mean(name, ['auto', 'cuda', 'mps', 'cpu'])}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"device={name}: torch sees {count} CUDA devices here; choose device=auto or device=cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
+    return device
+
+
+def build_generator(node: DictConfig, *, num_classes: int, image_size: int) -> Generator:
+    """The generator that `model.generator` describes."""
+    generator: Generator = construct(
+        GENERATORS, node, "model.generator", num_classes=num_classes, image_size=image_size
+    )
+    return generator
+
+
+def build_discriminator(node: DictConfig, *, num_classes: int, image_size: int) -> Discriminator:
+    """The discriminator that `model.discriminator` describes, with its head."""
+    where = "model.discriminator.head"
+    head = lookup(HEADS, node.head.name, f"{where}.name")
+    factory = partial(head, **arguments(head, node.head, where, provided=HEAD_PROVIDED))
+    discriminator: Discriminator = construct(
+        DISCRIMINATORS,
+        without(node, "head"),
+        "model.discriminator",
+        num_classes=num_classes,
+        image_size=image_size,
+        head=factory,
+    )
+    return discriminator
+
+
+def build_data(node: DictConfig) -> ImageSet:
+    """Load the images that `data` describes."""
+    images: ImageSet = construct(SOURCES, node, "data").load()
+    return images
+
+
+def build_evaluator(node: DictConfig, *, reference: ImageSet, device: torch.device) -> Evaluator:
+    """The evaluator that `evaluator` describes; its networks and the reference features are ready afterwards."""
+    if node.name == "none":
+        return NoEvaluator()
+    own = ("every", "samples")
+    extractor: FeatureExtractor = construct(
+        EXTRACTORS,
+        without(node, *own),
+        "evaluator",
+        device=device,
+    )
+    rest = OmegaConf.create({key: node[key] for key in own if key in node})
+    frequency = arguments(FeatureEvaluator, rest, "evaluator", provided=("extractor", "reference", "device"))
+    return FeatureEvaluator(extractor=extractor, reference=reference, device=device, **frequency)
+
+
+def check(config: DictConfig) -> Settings:
+    """Check every setting against the code that would receive it, and build nothing.
+
+    Cheap, so that a typo is told before data are loaded.
+
+    Raises:
+        UserError: an unknown name or key, or a value of the wrong type.
+    """
+    root = settings(config)
+    select_device(root.device)
+    shape = ("num_classes", "image_size")
+    parts: list[tuple[Registry, DictConfig, str, tuple[str, ...]]] = [
+        (SOURCES, config.data, "data", ()),
+        (GENERATORS, config.model.generator, "model.generator", shape),
+        (DISCRIMINATORS, without(config.model.discriminator, "head"), "model.discriminator", (*shape, "head")),
+        (HEADS, config.model.discriminator.head, "model.discriminator.head", HEAD_PROVIDED),
+        (CLASSIFICATIONS, config.model.classification, "model.classification", ()),
+        (LOSSES, without(config.loss, "critic"), "loss", ()),
+        (REGULARIZERS, config.regularizer, "regularizer", ()),
+        (AUGMENTS, config.augment, "augment", ()),
+        (OPTIMIZERS, config.optimizer.generator, "optimizer.generator", ("parameters",)),
+        (OPTIMIZERS, config.optimizer.discriminator, "optimizer.discriminator", ("parameters",)),
+    ]
+    for registry, node, where, provided in parts:
+        arguments(lookup(registry, node.name, f"{where}.name"), node, where, provided=provided)
+    for where, known in (("optimizer", ("generator", "discriminator")), ("model", MODEL_PARTS)):
+        for key in map(str, config[where]):
+            if key not in known:
+                raise UserError(f"{where}.{key}: no such setting{did_you_mean(key, known)}")
+    Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
+    arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
+    if config.evaluator.name != "none":
+        lookup(EXTRACTORS, config.evaluator.name, "evaluator.name")
+    return root
+
+
+def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: int = 0) -> Trainer:
+    """Everything that a run needs, from its resolved configuration.
+
+    Args:
+        config: the composed configuration, without interpolations.
+        directory: where the run writes.
+        first_step: the step that a resumed run goes on from.
+
+    Raises:
+        UserError: a setting that nothing understands; data or weights that cannot be had.
+    """
+    root = check(config)
+    device = select_device(root.device)
+    be_deterministic(root.deterministic)
+    schedule = Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
+
+    images = build_data(config.data)
+    evaluator = build_evaluator(config.evaluator, reference=images, device=device)
+
+    # From here on the order decides which random numbers a network starts from.
+    seed_everything(root.seed)
+    shape = {"num_classes": images.num_classes, "image_size": images.image_size}
+    generator = build_generator(config.model.generator, **shape).to(device)
+    if generator.num_classes and images.num_classes == 1:
+        raise UserError(
+            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each class, "
+            "or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
+        )
+    discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
+    g_optimizer, d_optimizer = (
+        construct(OPTIMIZERS, node, f"optimizer.{name}", parameters=list(network.parameters()))
+        for name, node, network in (
+            ("generator", config.optimizer.generator, generator),
+            ("discriminator", config.optimizer.discriminator, discriminator),
+        )
+    )
+    ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
+    return Trainer(
+        generator=generator,
+        discriminator=discriminator,
+        loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
+        regularizer=construct(REGULARIZERS, config.regularizer, "regularizer").to(device),
+        classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
+        augment=construct(AUGMENTS, config.augment, "augment"),
+        stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),
+        g_optimizer=g_optimizer,
+        d_optimizer=d_optimizer,
+        ema=WeightAverage(generator, **ema),
+        evaluator=evaluator,
+        tracker=Tracker(directory, steps=schedule.steps, first_step=first_step),
+        checkpoints=CheckpointStore(directory.checkpoints, keep=schedule.keep),
+        schedule=schedule,
+        precision=Precision(root.precision, device),
+        device=device,
+        images=images,
+        config=plain(config),
+    )
+
+
+def without(node: DictConfig, *keys: str) -> DictConfig:
+    """A copy of a node that lacks some keys."""
+    return OmegaConf.create({str(key): value for key, value in node.items() if key not in keys})
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as dicts, lists and scalars, every interpolation resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

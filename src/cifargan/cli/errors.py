@@ -1,0 +1,128 @@
+"""Turns every failure that a user can cause into one clear line and an exit code."""
+
+import errno
+import re
+import sys
+import traceback as tracebacks
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cifargan.config import conf_dir
+from cifargan.errors import UserError, did_you_mean
+
+USER = 2
+BUG = 1
+
+
+def report(error: BaseException, *, traceback: bool = False) -> int:
+    """Print an error for a person and return the exit code.
+
+    What nobody foresaw keeps its traceback: it is a bug, and the trace is what a report of it needs.
+    """
+    message = explain(error)
+    if traceback or message is None:
+        tracebacks.print_exception(error)
+    print(f"error: {message or f'this is a bug in cifargan: {error!r}'}", file=sys.stderr)
+    return exit_code(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """128 + n for signal n, 2 for what the user can mend, 1 for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    number = getattr(error, "signal", None)
+    if isinstance(number, int):
+        return 128 + number
+    return BUG if explain(error) is None else USER
+
+
+def explain(error: BaseException) -> str | None:
+    """One line (or a few short ones) that says what, where and what to do; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(getattr(error, "signal", None), int):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_composition(error)
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return (
+            "out of memory: lower trainer.batch_size, or raise trainer.accumulate (the same batch in smaller parts), "
+            "or choose precision=bf16"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{place}: free some space, then go on with resume=RUN; nothing written before is lost"
+    if isinstance(error, PermissionError):
+        return f"no permission for {error.filename}: choose another output_root, or change its owner"
+    return None
+
+
+def _explain_composition(error: Exception) -> str:
+    """What is wrong with the overrides, in the terms of the command line."""
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return _no_such_option(match[1])
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        if "No match in the defaults list" in text:
+            return f"{key}: no such group{did_you_mean(key, groups())}"
+        return f"{key}: no such setting{_near(key)}"
+    if match := re.search(r"Multiple values for ([\w./@]+)", text):
+        return f"{match[1]} is given twice"
+    if match := re.search(r"Error parsing override '(.*)'", text):
+        return f"cannot read the override {match[1]}: write it as key=value, and quote values with spaces or commas"
+    return " ".join(text.split())
+
+
+def _no_such_option(path: str) -> str:
+    group, _, name = path.rpartition("/")
+    choices = options(group)
+    hint = did_you_mean(name, choices) or f"; choose from {', '.join(choices)}"
+    return f"{group}={name}: no such {group or 'config'}{hint}"
+
+
+def _near(key: str) -> str:
+    """Offer keys that are spelt alike, or end alike: `lr` is `optimizer.generator.lr`."""
+    known = sorted(set(_known_keys()))
+    if hint := did_you_mean(key, known):
+        return hint
+    same_end = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:3]
+    return f"; did you mean {' or '.join(same_end)}?" if same_end else "; `cifargan train --cfg job` shows them all"
+
+
+def groups() -> list[str]:
+    """The names of the config groups."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _known_keys() -> Iterator[str]:
+    """Every dotted key that some shipped config sets."""
+    for path in conf_dir().rglob("*.yaml"):
+        group = path.parent.relative_to(conf_dir()).as_posix()
+        is_global = group in (".", "experiment", "debug") or "@package _global_" in path.read_text()
+        yield from _flat(path, "" if is_global else f"{group}.")
+
+
+def _flat(path: Path, prefix: str) -> Iterator[str]:
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in map(str, node):
+            if key not in ("defaults", "hydra"):
+                yield f"{prefix}{key}"
+                child = node._get_node(key)
+                if isinstance(child, DictConfig) and not child._is_interpolation():
+                    yield from walk(child, f"{prefix}{key}.")
+
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    yield from walk(loaded, prefix)

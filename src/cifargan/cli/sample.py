@@ -1,0 +1,214 @@
+"""`cifargan sample`: pictures from a trained generator."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cifargan.errors import UserError
+from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
+from cifargan.runs import LoadedGenerator, find_run, load_generator
+from cifargan.training.checkpoint import write_atomically
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("grid", "png", "npz")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong option as every other error is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing a page of usage."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `cifargan sample`."""
+    p = Parser(
+        prog="cifargan sample",
+        description="Pictures from a trained generator: GAN_100_Generated_{class}.png for every class, and more.",
+        epilog="examples:\n"
+        "  cifargan sample --truncation 0.5                     class sheets from the newest run\n"
+        "  cifargan sample RUN --classes cat,dog --format npz   arrays of cats and dogs\n"
+        "  cifargan sample RUN --interpolate cat,dog            a strip and a GIF from cat to dog",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("run", nargs="?", help="folder of the run; default: the newest under --root")
+    p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
+    p.add_argument("--checkpoint", default="last", help="last, best or a step (default: last)")
+    p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
+    p.add_argument(
+        "--batch-norm",
+        choices=("standing", "running", "batch"),
+        default="standing",
+        help="statistics: recomputed for these weights, as training left them, or of mixed batches",
+    )
+    p.add_argument("--truncation", type=positive, help="resample latent coordinates beyond this (default: none)")
+    p.add_argument("--classes", help="names, separated by commas (default: all)")
+    p.add_argument("--per-class", type=count, default=100, help="images of each class (default: 100)")
+    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default: 0)")
+    p.add_argument("--out", type=Path, help="folder to write to (default: RUN/generated/...)")
+    p.add_argument("--format", default="grid", help="any of grid, png, npz, separated by commas (default: grid)")
+    p.add_argument("--scale", type=count, default=1, help="enlarge every pixel of grids and strips")
+    p.add_argument("--interpolate", metavar="A,B", help="a strip and a GIF from class A to class B")
+    p.add_argument("--training-gif", action="store_true", help="a GIF of the grids that training left behind")
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    p.add_argument("--batch-size", type=count, default=100, help="images at once; has no influence on them")
+    return p
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def run(arguments: list[str]) -> int:
+    """Write what the options ask for, and say where it is."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = parser().parse_args(arguments)
+    formats = options.format.split(",")
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: choose from {', '.join(FORMATS)}")
+    directory = find_run(options.run, Path(options.root))
+    if options.training_gif:
+        training_gif(directory.samples, options.out or directory.path / "generated")
+        return 0
+    generator = load_generator(
+        directory.path,
+        checkpoint=options.checkpoint,
+        weights=options.weights,
+        batch_norm=options.batch_norm,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+    out = options.out or directory.path / "generated" / label(generator, options)
+    if options.interpolate:
+        interpolate(generator, options, out)
+        return 0
+    rows = draw(generator, options)
+    writers: dict[str, Callable[..., None]] = {"grid": write_grids, "png": write_files, "npz": write_npz}
+    for name in formats:
+        writers[name](rows, out, options.scale)
+    write_atomically(out / "samples.json", (json.dumps(card(generator, options), indent=2) + "\n").encode())
+    print(out)
+    return 0
+
+
+def label(generator: LoadedGenerator, options: argparse.Namespace) -> str:
+    """A folder name that says what decides the pictures."""
+    parts = [f"step_{generator.step}", generator.weights, generator.batch_norm]
+    parts += [f"truncation_{options.truncation:g}"] if options.truncation else []
+    return "-".join([*parts, f"seed_{options.seed}"])
+
+
+def card(generator: LoadedGenerator, options: argparse.Namespace) -> dict[str, Any]:
+    """What a picture's finder needs to make it again."""
+    return {
+        "checkpoint": str(generator.checkpoint),
+        "step": generator.step,
+        "weights": generator.weights,
+        "batch_norm": generator.batch_norm,
+        "truncation": options.truncation,
+        "seed": options.seed,
+        "per_class": options.per_class,
+        "classes": list(generator.sampler.classes),
+    }
+
+
+def draw(generator: LoadedGenerator, options: argparse.Namespace) -> dict[str, Tensor]:
+    """Class name -> (n, 3, H, W) uint8; one row called `all` from an unconditional generator."""
+    if not generator.conditional:
+        if options.classes:
+            raise UserError("--classes: this generator is unconditional, it knows no classes")
+        names = ["all"]
+    else:
+        names = options.classes.split(",") if options.classes else list(generator.classes)
+    wanted = names if generator.conditional else None
+    images = generator.sampler.sample(
+        options.per_class * len(names),
+        classes=wanted,
+        truncation=options.truncation,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    # The sampler takes the classes in turn.
+    return {name: images[i :: len(names)] for i, name in enumerate(names)}
+
+
+def write_grids(rows: dict[str, Tensor], out: Path, scale: int) -> None:
+    """A sheet a class, ten columns wide, and one overview of all classes."""
+    for name, images in rows.items():
+        save_png(grid(upscale(images, scale), columns=10), out / f"GAN_{len(images)}_Generated_{name}.png")
+    if len(rows) > 1:
+        save_png(labelled_sheet({name: images[:10] for name, images in rows.items()}, scale=scale), out / "overview.png")
+
+
+def write_files(rows: dict[str, Tensor], out: Path, scale: int) -> None:  # noqa: ARG001 - files keep their size
+    """One PNG an image, a folder a class: what `data=folder` reads."""
+    for name, images in rows.items():
+        for i, image in enumerate(images):
+            save_png(image, out / "png" / name / f"{i:05d}.png")
+
+
+def write_npz(rows: dict[str, Tensor], out: Path, scale: int) -> None:  # noqa: ARG001 - arrays keep their size
+    """One compressed archive: images (N, H, W, 3) uint8, labels (N,) int64, classes (K,) str."""
+    images = torch.cat(list(rows.values())).permute(0, 2, 3, 1).numpy()
+    labels = np.repeat(np.arange(len(rows)), [len(row) for row in rows.values()])
+    classes = np.array(list(rows))
+    write_atomically(
+        out / "samples.npz", lambda file: np.savez_compressed(file, images=images, labels=labels, classes=classes)
+    )
+
+
+def interpolate(generator: LoadedGenerator, options: argparse.Namespace, out: Path) -> None:
+    """A strip of ten frames and a GIF of thirty-one, four images high."""
+    if not generator.conditional:
+        ends = ["", ""]
+    else:
+        ends = options.interpolate.split(",")
+        if len(ends) != 2:
+            raise UserError(f"--interpolate {options.interpolate}: name two classes, such as cat,dog")
+    frames = generator.sampler.interpolate(
+        ends[0], ends[1], steps=31, rows=4, truncation=options.truncation, seed=options.seed
+    )  # (rows, steps, 3, H, W)
+    name = "_to_".join(ends) if generator.conditional else "latents"
+    enlarged = upscale(frames, options.scale)
+    strip = enlarged[:, ::3]
+    save_png(grid(strip.flatten(0, 1), columns=strip.shape[1]), out / f"interpolation_{name}.png")
+    there = [grid(frame, columns=frame.shape[0]) for frame in enlarged.transpose(0, 1)]
+    save_gif([*there, *reversed(there)], out / f"interpolation_{name}.gif")
+    print(out)
+
+
+def training_gif(samples: Path, out: Path) -> None:
+    """The grids from fixed latents, in the order of their steps."""
+    files = sorted(samples.glob("step_*.png"))
+    if not files:
+        raise UserError(f"{samples} has no grids: the run has not reached trainer.sample_every yet")
+    frames = []
+    for file in files:
+        with Image.open(file) as image:
+            frames.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+    save_gif(frames, out / "training.gif", milliseconds=250)
+    print(out / "training.gif")

@@ -1,0 +1,257 @@
+"""`cifargan train`: compose a configuration, claim a run directory, and let the one loop run."""
+
+import logging
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cifargan.build import build_trainer, check, plain
+from cifargan.cli.errors import explain, report
+from cifargan.config import conf_dir
+from cifargan.errors import UserError
+from cifargan.runs import find_run
+from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.run_directory import RunDirectory, Status, device_name
+from cifargan.training.trainer import DivergedError, Result, Trainer
+
+log = logging.getLogger(__name__)
+
+HELP = """cifargan train [key=value ...]
+
+Trains a GAN under outputs/<name>/<time>/. Any setting can be given as key=value; groups are chosen by name:
+  experiment=  a whole recipe          model=      generator and discriminator
+  loss=        bce hinge wasserstein   data=       cifar10 folder digits
+  regularizer= none lecam              augment=    none diffaugment
+  evaluator=   none inception efficientnet_lite0   optimizer=  trainer=
+
+  seed=1  device=cpu  precision=bf16  deterministic=true  trainer.steps=50000  trainer.batch_size=64
+  resume=RUN   go on exactly where a run stopped; resume=latest takes the newest
+  -m           a run for each combination of comma-separated values
+  --cfg job    show the composed configuration and stop
+
+examples:
+  cifargan train experiment=quickstart
+  cifargan train model=biggan loss=hinge augment=diffaugment trainer.steps=50000
+  cifargan train -m model=dcgan,cdcgan loss=bce,hinge seed=1,2
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended."""
+
+    directory: Path
+    overrides: list[str]
+    result: Result | None
+    error: Exception | None
+
+
+def run(arguments: list[str]) -> int:
+    """Train once, or once for each job of a sweep."""
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP, end="")
+        return 0
+    flags, overrides = split_flags(arguments)
+    sweep = "-m" in flags or "--multirun" in flags
+    overrides = with_resume(overrides, sweep=sweep)
+    # Hydra reads the command line itself, and hides errors unless told not to; they are told by `report`.
+    sys.argv = ["cifargan train", *flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    outcomes: list[Outcome] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+    def task(config: DictConfig) -> None:
+        outcomes.append(job(config, sys.argv))
+
+    task()
+    if sweep:
+        return summarise(outcomes)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return 0
+
+
+def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags before the overrides: it does not understand them behind."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    with_value = {"--cfg", "-c", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--info", "-i"}
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("-"):
+            flags.append(argument)
+            if argument in with_value:
+                flags += [value for value in [next(rest, None)] if value is not None]
+        else:
+            overrides.append(argument)
+    return flags, overrides
+
+
+def with_resume(overrides: list[str], *, sweep: bool) -> list[str]:
+    """Replay a run's own overrides where `resume=RUN` asks for it; those given now win."""
+    asked = [override.partition("=")[2] for override in overrides if override.startswith("resume=")]
+    if not asked or asked[-1] in ("", "null"):
+        return overrides
+    if sweep:
+        raise UserError("resume= goes on with one run; it does not go with -m")
+    root = next((o.partition("=")[2] for o in overrides if o.startswith("output_root=")), "outputs")
+    directory = find_run(asked[-1].strip("'\""), Path(root))
+    before = list(OmegaConf.load(newest_config_folder(directory.path) / "overrides.yaml"))
+    now = [override for override in overrides if not override.startswith("resume=")]
+    given = {key_of(override) for override in now}
+    replayed = [str(override) for override in before if key_of(str(override)) not in given]
+    where = str(directory.path).replace("'", "\\'")
+    return [*replayed, *now, f"resume='{where}'", f"hydra.run.dir='{where}'"]
+
+
+def key_of(override: str) -> str:
+    """What an override sets, without `+`, `++` or `~`."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def newest_config_folder(directory: Path) -> Path:
+    """`.hydra`, or the `.hydra_N` of the last resumption.
+
+    Raises:
+        UserError: the folder is missing.
+    """
+    folders = sorted(directory.glob(".hydra*"), key=lambda path: int(path.name.partition("_")[2] or 0))
+    if not folders:
+        raise UserError(f"{directory} has no .hydra folder, so its settings are not known: start a new run")
+    return folders[-1]
+
+
+def job(config: DictConfig, command: list[str]) -> Outcome:
+    """One training, its errors caught: a failing job must not end the sweep that it is part of."""
+    context = HydraConfig.get()
+    directory = RunDirectory(Path(context.runtime.output_dir))
+    overrides = [override for override in context.overrides.task if key_of(override) != "resume"]
+    handler: logging.Handler | None = None
+    try:
+        resolved = OmegaConf.create(plain(config))
+        root = check(resolved)
+        if root.resume is None:
+            directory.claim()
+        handler = logging.FileHandler(directory.path / "train.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        return Outcome(directory.path, overrides, train(resolved, directory, overrides, command), None)
+    except Exception as error:
+        if isinstance(error, InterruptedRunError) and context.mode == RunMode.MULTIRUN:
+            # One Ctrl-C ends a sweep, not one of its jobs.
+            raise SystemExit(report(error)) from error
+        if handler is not None or context.mode == RunMode.MULTIRUN:
+            log.error("%s", explain(error) or "unexpected error", exc_info=explain(error) is None)
+        else:
+            remove_if_empty(directory.path)
+        return Outcome(directory.path, overrides, None, error)
+    finally:
+        if handler is not None:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Leave no empty folder behind a typo."""
+    for path in (directory, directory.parent):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def train(config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str]) -> Result:
+    """Start or go on with the run in `directory`, and record how it ends."""
+    state = None
+    if config.resume is not None and CheckpointStore(directory.checkpoints).steps():
+        state = load(CheckpointStore(directory.checkpoints).find("last"))
+        if state["step"] >= config.trainer.steps:
+            log.info("%s is finished (step %d): raise trainer.steps to go on", directory.path, state["step"])
+            return Result(state["step"], state["best"]["step"], state["best"]["score"])
+    first_step = 0 if state is None else int(state["step"])
+    save_config(config, directory, overrides)
+    trainer = build_trainer(config, directory, first_step=first_step)
+    if state is not None:
+        trainer.load_state(state)
+        log.info("going on from step %d of %s", first_step, directory.path)
+    directory.add_provenance(
+        command=command,
+        seed=config.seed,
+        device=device_name(trainer.device),
+        precision=trainer.precision.name,
+        first_step=first_step,
+        data={"name": trainer.images.name, "splits": list(trainer.images.splits), "fingerprint": trainer.images.fingerprint},
+    )
+    directory.set_status("running", step=first_step)
+    trainer.tracker.text("config", OmegaConf.to_yaml(config))
+    for line in preflight(config, trainer, directory):
+        log.info(line)
+    status: Status = "failed"
+    try:
+        result = trainer.fit()
+        status = "finished"
+    except InterruptedRunError as error:
+        status = "interrupted"
+        raise InterruptedRunError(error.signal, f"{error}; go on with: cifargan train resume={directory.path}") from error
+    except DivergedError:
+        status = "diverged"
+        raise
+    finally:
+        directory.set_status(status, step=trainer.step)
+    log.info("finished: %s", directory.path)
+    return result
+
+
+def save_config(config: DictConfig, directory: RunDirectory, overrides: list[str]) -> None:
+    """Keep the resolved configuration and the overrides, one numbered folder for each start."""
+    starts = len(list(directory.path.glob(".hydra*")))
+    folder = directory.path / (".hydra" if starts == 0 else f".hydra_{starts}")
+    folder.mkdir()
+    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(overrides), folder / "overrides.yaml")
+
+
+def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> list[str]:
+    """What is about to happen, said before it does."""
+    images, schedule = trainer.images, trainer.schedule
+
+    def millions(network: str) -> str:
+        return f"{sum(p.numel() for p in getattr(trainer, network).parameters()) / 1e6:.2f} M"
+
+    g, d = config.optimizer.generator, config.optimizer.discriminator
+    normalisers = [name for name in ("spectral_norm", "batch_norm") if config.model.discriminator.get(name, False)]
+    return [
+        f"run      {directory.path}",
+        f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
+        f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
+        f"model    G {config.model.generator.name} {millions('generator')}, D {config.model.discriminator.name} "
+        f"{millions('discriminator')} ({config.model.discriminator.head.name} head, "
+        f"{' and '.join(normalisers) or 'no normaliser'})",
+        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}",
+        f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g.lr:g}, D {d.name} lr {d.lr:g}, "
+        f"EMA {config.trainer.ema.decay:g}",
+        f"device   {device_name(trainer.device)}, {trainer.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+    ]
+
+
+def summarise(outcomes: list[Outcome]) -> int:
+    """Print a table of a sweep's jobs; 2 if any failed."""
+    print(f"\n{'job':>3}  {'status':8}  {'step':>8}  {'best':>10}  overrides")
+    for number, outcome in enumerate(outcomes):
+        result = outcome.result
+        status = "failed" if result is None else "finished"
+        step = "-" if result is None else str(result.step)
+        best = "-" if result is None or result.best_score is None else f"{result.best_score:.4g}"
+        print(f"{number:>3}  {status:8}  {step:>8}  {best:>10}  {shlex.join(outcome.overrides)}")
+        if outcome.error is not None:
+            print(f"     {explain(outcome.error) or repr(outcome.error)}")
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} jobs finished, in {outcomes[0].directory.parent}")
+    return 2 if failed else 0

@@ -1,0 +1,102 @@
+"""What every network promises to the rest of the program.
+
+Shapes: N batch, Z latent, K classes, F features. Images are (N, 3, H, W) float in [-1, 1]; labels are (N,) int64. Labels
+are always passed; unconditional networks ignore them.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Generator(nn.Module, ABC):
+    """Maps latents to images.
+
+    Attributes:
+        latent_dim: Z, the length of a latent vector.
+        num_classes: K, or 0 when the network ignores labels.
+        image_size: H = W of the images.
+    """
+
+    def __init__(self, *, latent_dim: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.num_classes = num_classes
+        self.image_size = image_size
+
+    @abstractmethod
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Generate images.
+
+        Args:
+            z: (N, Z) float latents, standard normal unless truncated.
+            y: (N,) int64 labels in [0, K).
+
+        Returns:
+            (N, 3, H, W) float images in [-1, 1].
+        """
+
+
+class DiscriminatorOutput(NamedTuple):
+    """What a discriminator says about a batch."""
+
+    logits: Tensor  # (N,) realness, before any sigmoid
+    class_logits: Tensor | None = None  # (N, K), only from an auxiliary head
+    embedding: Tensor | None = None  # (N, E) of unit length, only where D2D-CE asks for it
+    class_proxies: Tensor | None = None  # (K, E) of unit length, beside `embedding`
+
+    def split(self, first: int) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
+        """Take a joint pass apart: the first `first` judgements, and the rest. Class proxies belong to both."""
+
+        def part(images: slice) -> DiscriminatorOutput:
+            return DiscriminatorOutput(
+                logits=self.logits[images],
+                class_logits=None if self.class_logits is None else self.class_logits[images],
+                embedding=None if self.embedding is None else self.embedding[images],
+                class_proxies=self.class_proxies,
+            )
+
+        return part(slice(None, first)), part(slice(first, None))
+
+
+class Head(nn.Module, ABC):
+    """The last layer of a discriminator: features to realness, and to classes where it has an opinion."""
+
+    @abstractmethod
+    def forward(self, h: Tensor, y: Tensor) -> DiscriminatorOutput:
+        """Judge features `h` (N, F) under the labels `y` (N,)."""
+
+
+class HeadFactory(Protocol):
+    """Makes the head once the body knows how many features it ends in."""
+
+    def __call__(self, *, in_features: int, num_classes: int, spectral_norm: bool) -> Head:
+        """Build a head for `in_features` features and `num_classes` classes."""
+        ...
+
+
+class Discriminator(nn.Module, ABC):
+    """Judges images: a body, then a `Head`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
+        """Judge images.
+
+        Args:
+            x: (N, 3, H, W) float images in [-1, 1].
+            y: (N,) int64 labels in [0, K).
+
+        Returns:
+            Logits, never probabilities.
+        """
+
+    @property
+    def joint_pass(self) -> bool:
+        """Whether real and fake may share one forward pass.
+
+        True without batch norm. With it, joint statistics would tell the discriminator about the mixture, so real and
+        fake are judged in two passes.
+        """
+        return not any(isinstance(module, _BatchNorm) for module in self.modules())

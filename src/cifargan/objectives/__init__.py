@@ -1,0 +1,1 @@
+"""What is minimised: adversarial losses, regularisers, class terms; and the augmentation they are computed under."""

@@ -1,0 +1,125 @@
+"""Finds the runs that lie on disk and brings their generators back to life."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import OmegaConf
+
+from cifargan.build import build_generator, select_device
+from cifargan.errors import UserError, did_you_mean
+from cifargan.sampling import BatchNormMode, Sampler
+from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.training.run_directory import RunDirectory
+from cifargan.training.trainer import load_network
+
+Weights = Literal["ema", "raw"]
+
+
+def all_runs(root: Path) -> list[RunDirectory]:
+    """Every run below a folder, the one that was started last at the end."""
+    found = [path.parent for path in root.rglob("provenance.json")]
+    return [RunDirectory(path) for path in sorted(found, key=_started)]
+
+
+def _started(path: Path) -> str:
+    """When a run was first started, as text that sorts by time."""
+    try:
+        return str(json.loads((path / "provenance.json").read_text())["sessions"][0]["started"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def find_run(name: str | None, root: Path = Path("outputs")) -> RunDirectory:
+    """A run by its path, by its path below `root`, or the newest (`latest` or None).
+
+    Raises:
+        UserError: there is no such run.
+    """
+    runs = all_runs(root)
+    if name in (None, "latest"):
+        if not runs:
+            raise UserError(f"there is no run under {root}: train one first (cifargan train), or name its folder")
+        return runs[-1]
+    for path in (Path(str(name)), root / str(name)):
+        if RunDirectory(path).holds_a_run():
+            return RunDirectory(path)
+    near = did_you_mean(str(name), [str(run.path) for run in runs])
+    hint = near or (f"; the newest is {runs[-1].path}" if runs else f"; there is none under {root} either")
+    raise UserError(f"there is no run at {name}{hint}")
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A trained generator, ready to draw from, and what it is.
+
+    Attributes:
+        sampler: draws images; see `cifargan.sampling.Sampler`.
+        classes: class names, in the order of their labels.
+        conditional: whether the generator listens to labels.
+        checkpoint: the file that the weights come from.
+        step: the training step of those weights.
+        weights: `ema` or `raw`.
+        batch_norm: which statistics its batch norms use.
+    """
+
+    sampler: Sampler
+    classes: tuple[str, ...]
+    conditional: bool
+    checkpoint: Path
+    step: int
+    weights: Weights
+    batch_norm: BatchNormMode
+
+    def sample(
+        self, n: int, *, classes: str | list[str] | None = None, truncation: float | None = None, seed: int = 0
+    ) -> torch.Tensor:
+        """Draw n images, (n, 3, H, W) uint8 on the CPU; the same seed gives the same images."""
+        return self.sampler.sample(n, classes=classes, truncation=truncation, seed=seed)
+
+
+def load_generator(
+    run: str | Path | None = None,
+    *,
+    checkpoint: str = "last",
+    weights: Weights = "ema",
+    batch_norm: BatchNormMode = "standing",
+    device: str = "auto",
+    batch_size: int = 100,
+    root: str | Path = "outputs",
+) -> LoadedGenerator:
+    """Bring back the generator of a run.
+
+    Args:
+        run: the run's folder; None: the newest below `root`.
+        checkpoint: `last`, `best` or a step.
+        weights: the moving average, or the raw weights of that step.
+        batch_norm: `standing` (recomputed for these weights), `running` (as training left them) or `batch`.
+        device: where to draw.
+        batch_size: images drawn at once; has no influence on them.
+        root: where runs are looked for.
+
+    Raises:
+        UserError: no such run, checkpoint or device, or a damaged file.
+    """
+    directory = find_run(None if run is None else str(run), Path(root))
+    path = CheckpointStore(directory.checkpoints).find(checkpoint)
+    state = load(path)
+    config = OmegaConf.create(state["config"])
+    classes = tuple(str(name) for name in state["classes"])
+    generator = build_generator(
+        config.model.generator, num_classes=len(classes), image_size=int(config.data.image_size)
+    )
+    load_network(generator, state["ema" if weights == "ema" else "generator"], "generator")
+    target = select_device(device)
+    return LoadedGenerator(
+        sampler=Sampler(generator.to(target), classes, device=target, batch_norm=batch_norm, batch_size=batch_size),
+        classes=classes,
+        conditional=generator.num_classes > 0,
+        checkpoint=path,
+        step=int(state["step"]),
+        weights=weights,
+        batch_norm=batch_norm,
+    )

@@ -1,0 +1,396 @@
+"""Images from a trained generator: latents, truncation, batch-norm modes, interpolation.
+
+Everything here draws from its own random generators, seeded by what is asked; the global ones are never touched.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from cifargan.errors import UserError, did_you_mean
+from cifargan.images import to_uint8
+from cifargan.models.interface import Generator
+
+BatchNormMode = Literal["standing", "running", "batch"]
+Classes = Sequence[str | int] | str | int | None  # names or numbers, one or many; None for all
+
+MIXED_BATCH = 100  # images in a batch whose statistics count: fixed, so that no setting of speed changes an image
+BLOCK = 20  # latents drawn from one random stream
+
+
+def truncated_normal(n: int, latent_dim: int, *, truncation: float | None, generator: torch.Generator) -> Tensor:
+    """Draw latents whose coordinates are standard normal, conditioned on |z| <= truncation.
+
+    This is the truncation trick of Brock et al. 2019 ("Large Scale GAN Training", section 3.1), which redraws each
+    coordinate beyond the threshold. The inverse distribution function, z = sqrt(2) erfinv(u) with u uniform on
+    (-erf(t / sqrt(2)), erf(t / sqrt(2))), gives the same distribution in one go however small t is, and moves a latent
+    continuously inwards as t shrinks. Multiplying z by t would be another distribution.
+
+    Args:
+        n: How many latents.
+        latent_dim: Z, their length.
+        truncation: The threshold t > 0; None for no truncation.
+        generator: Where the randomness comes from, on the CPU.
+
+    Returns:
+        (n, Z) float32 on the CPU.
+
+    Raises:
+        UserError: `truncation` is not above 0.
+    """
+    if truncation is not None and not truncation > 0:
+        raise UserError(f"truncation={truncation} cannot be: give a threshold above 0, or none to sample untruncated.")
+    threshold = math.inf if truncation is None else truncation
+    u = torch.rand(n, latent_dim, generator=generator, dtype=torch.float64)
+    centred = 2 * u - 1 + 2**-53  # u is a multiple of 2^-53 in [0, 1): half a step up makes it symmetric and never -1
+    return (math.sqrt(2) * torch.erfinv(math.erf(threshold / math.sqrt(2)) * centred)).float()
+
+
+def latents(labels: Tensor, indices: Tensor, *, latent_dim: int, truncation: float | None, seed: int) -> Tensor:
+    """Look up the latents of given images: image `index` of class `label` under `seed` always has the same one.
+
+    Each class has an endless list of latents, drawn in blocks of `BLOCK` from a stream seeded by (seed, label, block
+    number). So neither the batch size, nor how many images are asked for, nor which other classes are, matters.
+
+    Args:
+        labels: (n,) int64 on the CPU.
+        indices: (n,) int64 on the CPU, the image's number within its class.
+        latent_dim: Z.
+        truncation: As in `truncated_normal`.
+        seed: At least 0.
+
+    Returns:
+        (n, Z) float32 on the CPU.
+
+    Raises:
+        UserError: `truncation` is not above 0 or `seed` is negative.
+    """
+    keys = list(zip(labels.tolist(), (indices // BLOCK).tolist(), strict=True))
+    blocks = {
+        key: truncated_normal(BLOCK, latent_dim, truncation=truncation, generator=_stream(seed, *key))
+        for key in dict.fromkeys(keys)
+    }
+    return torch.stack([blocks[key][row] for key, row in zip(keys, (indices % BLOCK).tolist(), strict=True)])
+
+
+def _stream(seed: int, *key: int) -> torch.Generator:
+    if seed < 0:
+        raise UserError(f"seed={seed} cannot be: give a seed of 0 or above.")
+    # torch's CPU generator looks at 32 bits of its seed alone, so the key is hashed into them.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]))
+
+
+def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
+    """Go from one latent to another along a great circle, past points as likely as the ends (Shoemake 1985).
+
+    Args:
+        start: (N, Z) float, where t = 0.
+        end: (N, Z) float, where t = 1.
+        t: The way gone, in [0, 1].
+
+    Returns:
+        (N, Z) float; the straight line where the two directions are parallel or opposite.
+    """
+    angle = F.cosine_similarity(start, end, dim=1).clamp(-1, 1).acos().unsqueeze(1)  # (N, 1)
+    arc = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+    return torch.where(torch.sin(angle) > 1e-3, arc, torch.lerp(start, end, t))
+
+
+@torch.no_grad()
+def standing_statistics_(
+    generator: Generator,
+    *,
+    batches: int = 16,
+    batch_size: int = MIXED_BATCH,
+    truncation: float | None = None,
+    seed: int,
+) -> None:
+    """Replace the running statistics of every batch norm by averages over fresh batches of all classes.
+
+    Brock et al. 2019, appendix C.1 ("standing statistics"): each running mean and variance becomes the plain average of
+    the means and the unbiased variances of `batches` batches. Leaves the network in eval mode; dropout is off.
+
+    Args:
+        generator: Changed in place; runs on the device it is on.
+        batches: How many batches to average over.
+        batch_size: Images a batch; the classes take turns.
+        truncation: Truncation of the latents: the one that is sampled with, since the statistics depend on it.
+        seed: Of the latents, at least 0.
+
+    Raises:
+        UserError: `truncation` is not above 0 or `seed` is negative.
+    """
+    generator.eval()
+    norms = [module for module in generator.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    device = next(generator.parameters()).device
+    noise = _stream(seed)
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for the cumulative average
+            norm.train()
+        for batch in range(batches):
+            turn = torch.arange(batch * batch_size, (batch + 1) * batch_size)
+            z = truncated_normal(batch_size, generator.latent_dim, truncation=truncation, generator=noise)
+            with torch.autocast(device.type, enabled=False):
+                generator(z.to(device), (turn % max(generator.num_classes, 1)).to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        generator.eval()
+
+
+class _Batch(NamedTuple):
+    """What goes through the network at once, and which part of it was asked for."""
+
+    labels: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, numbers within the class
+    wanted: Tensor  # (W,) int64 positions in the batch
+
+
+class Sampler:
+    """Draws images from a private copy of a generator, which is left as it is.
+
+    Image `index` of a class under a seed has the same latent whatever else is asked for and however it is batched.
+    Its pixels are then the same too, but for the rounding of kernels that a device chooses by batch size (a level of
+    256 here and there). Batch norm may use
+
+    - "standing": statistics averaged over fresh batches, again for every truncation (`standing_statistics_`);
+    - "running": the running statistics of training;
+    - "batch": the statistics of the batch. An image is then always generated in the same company: batch k holds
+      images k m to (k + 1) m - 1 of every class, with m = `MIXED_BATCH` // K, whether all or one of them are wanted.
+      So a sheet of one class is normalised as a mixed one is, at K times the work.
+
+    Args:
+        generator: The network, as trained; it runs in float32.
+        classes: The K class names in the order of the labels. Ignored by an unconditional network.
+        device: Where to run.
+        batch_norm: The mode above.
+        batch_size: Images that go through the network at once in the first two modes. It changes speed alone.
+        standing_batches: Batches of `MIXED_BATCH` that standing statistics are averaged over.
+
+    Raises:
+        UserError: There is not one name for each class of the network, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        classes: Sequence[str] = (),
+        *,
+        device: torch.device | str = "cpu",
+        batch_norm: BatchNormMode = "standing",
+        batch_size: int = 100,
+        standing_batches: int = 16,
+    ) -> None:
+        if batch_norm not in get_args(BatchNormMode):
+            raise UserError(f"batch_norm={batch_norm!r} is unknown: choose from {', '.join(get_args(BatchNormMode))}.")
+        if batch_size < 1 or standing_batches < 1:
+            raise UserError(f"batch_size={batch_size} and standing_batches={standing_batches} must be at least 1.")
+        if generator.num_classes and generator.num_classes != len(classes):
+            raise UserError(f"The generator has {generator.num_classes} classes, but {len(classes)} names were given.")
+        self.classes = tuple(classes) if generator.num_classes else ()
+        self.device = torch.device(device)
+        self.batch_norm = batch_norm
+        self.batch_size = batch_size
+        self.standing_batches = standing_batches
+        self._network = copy.deepcopy(generator).float().requires_grad_(False).to(self.device).eval()
+        self._standing_for: float | None = math.nan  # a truncation that equals none, so the first call computes
+        if batch_norm == "batch":
+            for module in self._network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()  # the copy's running statistics move, but nothing reads them
+
+    def labels(self, n: int, *, classes: Classes = None) -> Tensor:
+        """Say which class each image of `sample(n, classes=classes)` is of: the classes take turns.
+
+        Args:
+            n: How many images, at least 1.
+            classes: Names or numbers; None for all. An unconditional network ignores them.
+
+        Returns:
+            (n,) int64 labels, all 0 without classes.
+
+        Raises:
+            UserError: A class is unknown or named twice, or `n` is below 1.
+        """
+        if n < 1:
+            raise UserError(f"Cannot make {n} images: ask for at least 1.")
+        wanted = torch.tensor(self._wanted(classes))
+        return wanted[torch.arange(n) % len(wanted)]
+
+    def stream(
+        self, n: int, *, classes: Classes = None, truncation: float | None = None, seed: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `sample` returns in batches, without leaving the device. Takes and raises what `sample` does.
+
+        Yields:
+            (B, 3, H, W) uint8 images and (B,) int64 labels, both on the sampler's device.
+        """
+        labels = self.labels(n, classes=classes)
+        indices = torch.arange(n) // len(self._wanted(classes))
+        for batch in self._batches(labels, indices):
+            self._settle(truncation)
+            images = self._images(self._latents(batch, truncation, seed), batch.labels)
+            wanted = batch.wanted.to(self.device)
+            yield images[wanted], batch.labels.to(self.device)[wanted]
+
+    def sample(
+        self,
+        n: int,
+        *,
+        classes: Classes = None,
+        truncation: float | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Make images; the classes take turns. A longer sample begins with the shorter one.
+
+        Args:
+            n: How many images, at least 1.
+            classes: Names or numbers; None for all. An unconditional network ignores them.
+            truncation: Threshold on each latent coordinate, above 0; None for none.
+            seed: At least 0.
+            progress: Show a progress bar on stderr.
+
+        Returns:
+            (n, 3, H, W) uint8 on the CPU; `labels` has the classes.
+
+        Raises:
+            UserError: A class is unknown or named twice, or `n`, `truncation` or `seed` is out of range.
+        """
+        made = []
+        with tqdm(total=n, unit="image", disable=not progress) as bar:
+            for images, _ in self.stream(n, classes=classes, truncation=truncation, seed=seed):
+                made.append(images.cpu())
+                bar.update(len(images))
+        return torch.cat(made)
+
+    def interpolate(
+        self, a: str | int, b: str | int, *, steps: int, rows: int = 1, truncation: float | None = None, seed: int = 0
+    ) -> Tensor:
+        """Turn images of one class into another's.
+
+        Row r starts at image r of class `a`. Between different classes its latent stays, and what the network reads
+        from its embedding tables (`F.embedding`) moves in a straight line from `a`'s row to `b`'s. Within one class, or
+        without classes, the latent moves instead: along a great circle to that of image rows + r.
+
+        Args:
+            a: Name or number of the first class. An unconditional network ignores both.
+            b: Name or number of the last class; may be the same.
+            steps: Frames a row, both ends included, at least 2.
+            rows: How many images to turn, at least 1.
+            truncation: Threshold on each latent coordinate, above 0; None for none.
+            seed: At least 0.
+
+        Returns:
+            (rows, steps, 3, H, W) uint8 on the CPU.
+
+        Raises:
+            UserError: A class is unknown, the network has no class embedding, or a number is out of range.
+        """
+        if steps < 2 or rows < 1:
+            raise UserError(f"Cannot interpolate in {steps} steps and {rows} rows: ask for at least 2 and 1.")
+        (first,), (last,) = self._wanted(a if self.classes else None), self._wanted(b if self.classes else None)
+        frames = []
+        for t in torch.linspace(0, 1, steps).tolist():
+            made = []
+            for batch in self._batches(torch.full((rows,), first), torch.arange(rows)):
+                z, wanted = self._latents(batch, truncation, seed), batch.wanted
+                if first == last:
+                    ends = _Batch(batch.labels[wanted], batch.indices[wanted] + rows, wanted)
+                    z[wanted] = slerp(z[wanted], self._latents(ends, truncation, seed), t)
+                others, weight = batch.labels.clone(), torch.zeros(len(z), 1)
+                others[wanted], weight[wanted] = last, t
+                self._settle(truncation)
+                with _MixedEmbeddings(others.to(self.device), weight.to(self.device)) as mixed:
+                    made.append(self._images(z, batch.labels).cpu()[wanted])
+                if first != last and not mixed.lookups:
+                    raise UserError("This generator has no class embedding to mix: interpolate within one class.")
+            frames.append(torch.cat(made))
+        return torch.stack(frames, dim=1)  # steps times (rows, 3, H, W) -> (rows, steps, 3, H, W)
+
+    def _wanted(self, classes: Classes) -> list[int]:
+        if not self.classes:
+            return [0]
+        if classes is None:
+            return list(range(len(self.classes)))
+        named = [classes] if isinstance(classes, str | int) else list(classes)
+        wanted = [self._number(name) for name in named]
+        if not wanted or len(set(wanted)) < len(wanted):
+            raise UserError(f"Classes {named} cannot be sampled: name at least one, and each once.")
+        return wanted
+
+    def _number(self, name: str | int) -> int:
+        if isinstance(name, int) and 0 <= name < len(self.classes):
+            return name
+        if name in self.classes:
+            return self.classes.index(str(name))
+        hint = did_you_mean(str(name).lower(), self.classes) or f"; choose from {', '.join(self.classes)}"
+        raise UserError(f"there is no class {name!r}{hint}")
+
+    def _batches(self, labels: Tensor, indices: Tensor) -> Iterator[_Batch]:
+        if self.batch_norm != "batch":
+            for start in range(0, len(labels), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                yield _Batch(labels[part], indices[part], torch.arange(len(labels[part])))
+            return
+        classes = max(len(self.classes), 1)
+        each = max(MIXED_BATCH // classes, 1)
+        everyone = torch.arange(classes).repeat(each)
+        numbers = torch.arange(each).repeat_interleave(classes)
+        for company in dict.fromkeys((indices // each).tolist()):
+            asked = indices // each == company
+            positions = (indices[asked] - company * each) * classes + labels[asked]
+            yield _Batch(everyone, company * each + numbers, positions)
+
+    def _latents(self, batch: _Batch, truncation: float | None, seed: int) -> Tensor:
+        latent_dim = self._network.latent_dim
+        return latents(batch.labels, batch.indices, latent_dim=latent_dim, truncation=truncation, seed=seed)
+
+    def _settle(self, truncation: float | None) -> None:
+        if self.batch_norm == "standing" and truncation != self._standing_for:
+            # Seed 0 always: the statistics belong to the network, not to the sample.
+            standing_statistics_(self._network, batches=self.standing_batches, truncation=truncation, seed=0)
+            self._standing_for = truncation
+
+    @torch.no_grad()
+    def _images(self, z: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return to_uint8(self._network(z.to(self.device), y.to(self.device)))
+
+
+class _MixedEmbeddings(TorchFunctionMode):
+    """While active, moves each label embedding towards that of `others` (N,) by `weight` (N, 1), each in [0, 1].
+
+    It acts where tables are read, so it needs to know nothing of the layers that read them, and tables that are
+    parametrised, spectrally normalised say, count with their effective weight.
+    """
+
+    def __init__(self, others: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        self.others = others
+        self.weight = weight
+        self.lookups = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is not F.embedding:
+            return output
+        self.lookups += 1
+        _, table = args
+        return torch.lerp(output, F.embedding(self.others, table), self.weight)

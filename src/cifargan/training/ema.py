@@ -1,0 +1,53 @@
+"""A moving average of the generator's weights, which is what gets sampled and scored."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from cifargan.models.interface import Generator
+
+
+class WeightAverage:
+    """Exponential moving average of a generator's parameters.
+
+    Buffers are copied, not averaged: the mean of two unit vectors is no unit vector, so an averaged u of spectral norm
+    would make sigma too small, and a step counter has no mean.
+
+    Args:
+        generator: the network being trained.
+        decay: in [0, 1), per step; 0 makes the average equal to the last weights.
+        start: the step before which the average only follows the weights.
+        ramp: if > 0, the half-life is at most `ramp` times the steps since `start` (Karras et al. 2022, EDM), so that
+            a young run is not held back by weights that it has long left behind.
+    """
+
+    def __init__(self, generator: Generator, *, decay: float = 0.0, start: int = 0, ramp: float = 0.0) -> None:
+        self.live = generator
+        self.decay = decay
+        self.start = start
+        self.ramp = ramp
+        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+
+    def decay_at(self, step: int) -> float:
+        """The decay in effect at generator step `step` (counted from 1)."""
+        if step <= self.start or self.decay == 0.0:
+            return 0.0
+        if self.ramp == 0.0:
+            return self.decay
+        ramped = math.pow(0.5, 1.0 / (self.ramp * (step - self.start)))
+        return min(self.decay, ramped)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the live weights: `ema = d * ema + (1 - d) * live`."""
+        weight = 1.0 - self.decay_at(step)
+        torch._foreach_lerp_(list(self.generator.parameters()), list(self.live.parameters()), weight)
+        copy_buffers(self.live, self.generator)
+
+
+@torch.no_grad()
+def copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Copy every buffer, integer ones included, from one network to its twin."""
+    torch._foreach_copy_(list(target.buffers()), list(source.buffers()))

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: stop after the step in hand, with everything saved."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class InterruptedRunError(Exception):
+    """A run was asked to stop and did so with a checkpoint written.
+
+    Attributes:
+        signal: the number of the signal; the process exits with 128 + signal.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Interruption:
+    """While entered, turns SIGINT and SIGTERM into a request that the loop reads between steps.
+
+    The second request of the same kind is not caught: it stops the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -1,0 +1,108 @@
+"""Where a training's scalars, pictures and progress go: TensorBoard, metrics.jsonl, PNG files, the terminal."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cifargan.images import save_png
+from cifargan.training.checkpoint import write_atomically
+from cifargan.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+# What the progress line shows, short enough for one line.
+SHOWN = {"loss/discriminator": "D", "loss/generator": "G", "accuracy/real": "real", "accuracy/fake": "fake"}
+
+
+class Tracker:
+    """Writes everything that a run says about itself while it trains.
+
+    Args:
+        directory: the run's folder.
+        steps: the step at which the training ends, for the time left.
+        first_step: the step that this session starts from; anything logged later by a session that was cut off is
+            dropped, so no step is told twice.
+    """
+
+    def __init__(self, directory: RunDirectory, *, steps: int, first_step: int = 0) -> None:
+        self.directory = directory
+        self.steps = steps
+        self.first_step = first_step
+        self.started = time.monotonic()
+        self._forget_after(first_step)
+        self.writer = SummaryWriter(str(directory.path), purge_step=first_step + 1 if first_step else None)
+        self.metrics = directory.metrics.open("a", encoding="utf-8")
+        self.redirect = logging_redirect_tqdm()
+        # A bar on a terminal, plain lines in a log file.
+        self.plain = not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=self.plain)
+
+    def __enter__(self) -> Self:
+        self.redirect.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        self.redirect.__exit__(kind, error, traceback)
+        self.writer.close()
+        self.metrics.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that lie after the checkpoint being resumed, or that were cut in half."""
+        path = self.directory.metrics
+        if not path.exists():
+            return
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        write_atomically(path, b"".join(kept))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars under one step, in TensorBoard and in metrics.jsonl."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        # JSON has no NaN: a value that is not finite is written as null.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.metrics.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+        self.metrics.flush()
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        """Record a text in TensorBoard, as a block of code."""
+        self.writer.add_text(name, f"```\n{text}\n```", step)
+
+    def image(self, name: str, image: Tensor, step: int, *, file: str | None = None) -> None:
+        """Record a picture (3, H, W) uint8, in TensorBoard and under `samples/`."""
+        self.writer.add_image(name, image, step)
+        save_png(image, self.directory.samples / (file or f"step_{step:09d}.png"))
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`."""
+        self.bar.update(step - self.bar.n)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the latest figures: beside the bar, or as a plain line where there is no terminal."""
+        shown = {short: f"{values[name]:.3g}" for name, short in SHOWN.items() if name in values}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.plain:
+            rate = (step - self.first_step) / max(time.monotonic() - self.started, 1e-9)
+            left = tqdm.format_interval((self.steps - step) / rate)
+            figures = "  ".join(f"{short} {value}" for short, value in shown.items())
+            log.info("step %d/%d  %.3g steps/s  %s left  %s", step, self.steps, rate, left, figures)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of one line of metrics.jsonl; infinite for a line that a crash cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,75 @@
+"""Signs of a collapse, seen early and said once."""
+
+import logging
+
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PINNED = 0.999  # accuracy on real and on fake from which the discriminator has won
+FLAT = 0.05  # relative range of the generator's loss that counts as no progress
+POOR = 0.1  # share of the real images' spread below which the samples are all alike
+
+
+def spread(images: Tensor) -> float:
+    """How much images differ: the standard deviation over the batch, averaged over the pixels.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+    """
+    return float(images.float().std(dim=0).mean())
+
+
+class CollapseWatch:
+    """Looks at what is logged anyway and warns once for each kind of collapse.
+
+    Args:
+        real_spread: `spread` of a batch of real images.
+        patience: logged windows in a row that must look the same before it warns.
+    """
+
+    def __init__(self, *, real_spread: float, patience: int = 10) -> None:
+        self.real_spread = real_spread
+        self.patience = patience
+        self.generator_losses: list[float] = []
+        self.warned: list[str] = []
+
+    def look_at_scalars(self, values: dict[str, float], step: int) -> None:
+        """A discriminator that is always right, and a generator that gets nowhere."""
+        pinned = values["accuracy/real"] > PINNED and values["accuracy/fake"] > PINNED
+        self.generator_losses = [*self.generator_losses, values["loss/generator"]] if pinned else []
+        if len(self.generator_losses) < self.patience:
+            return
+        self.generator_losses = self.generator_losses[-self.patience :]
+        low, high = min(self.generator_losses), max(self.generator_losses)
+        if high - low <= FLAT * max(abs(low), abs(high)):
+            self._warn(
+                "discriminator",
+                f"step {step}: the discriminator has been right about every image for {self.patience} logs and the "
+                "generator's loss is flat: the generator learns nothing. Try regularizer=lecam, augment=diffaugment, a "
+                "lower optimizer.discriminator.lr or fewer trainer.d_steps",
+            )
+
+    def look_at_samples(self, images: Tensor, step: int) -> None:
+        """Samples (N, 3, H, W) uint8 from different latents that hardly differ."""
+        if spread(images) < POOR * self.real_spread:
+            self._warn(
+                "samples",
+                f"step {step}: the samples hardly differ from one another (spread {spread(images):.1f} against "
+                f"{self.real_spread:.1f} of the real images): the generator has collapsed. Go back to an earlier "
+                "checkpoint, or try another seed, loss=hinge, augment=diffaugment or a lower learning rate",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self.warned:
+            self.warned.append(kind)
+            log.warning(message)
+
+    def state_dict(self) -> dict[str, list[float] | list[str]]:
+        """What a resumed run must know so as not to warn twice."""
+        return {"generator_losses": self.generator_losses, "warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, list[float] | list[str]]) -> None:
+        """Restore `state_dict`."""
+        self.generator_losses = [float(value) for value in state["generator_losses"]]
+        self.warned = [str(kind) for kind in state["warned"]]

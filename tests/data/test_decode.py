@@ -1,0 +1,133 @@
+"""One file to pixels, and many in several processes."""
+
+import io
+import operator
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cifargan.data import decode as module
+from cifargan.data.decode import decode, decode_files
+from cifargan.data.sources import resize
+from cifargan.data.storage import Directory
+
+Draw = Callable[..., Image.Image]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_an_image_of_the_right_size_is_not_resampled(draw: Draw) -> None:
+    image = draw(0)
+    expected = np.asarray(image).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(encoded(image), image_size=8), expected)
+    np.testing.assert_array_equal(decode(encoded(image, "WEBP", lossless=True), image_size=8), expected)
+
+
+def test_the_square_in_the_middle_is_taken(draw: Draw) -> None:
+    wide, tall = draw(0, (13, 8)), draw(1, (8, 12))
+    np.testing.assert_array_equal(decode(encoded(wide), image_size=8), np.asarray(wide)[:, 2:10].transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode(encoded(tall), image_size=8), np.asarray(tall)[2:10].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("before", "after"), [(64, 16), (8, 32)])
+def test_resampling_agrees_with_that_of_arrays(draw: Draw, before: int, after: int) -> None:
+    image = draw(0, (before, before))
+    array = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    ours = torch.from_numpy(decode(encoded(image), image_size=after).copy())
+    torch.testing.assert_close(ours.int(), resize(array, after)[0].int(), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_modes_without_transparency_become_rgb(draw: Draw, mode: str) -> None:
+    image = draw(0, mode=mode)
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(encoded(image), image_size=8), expected)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    pixels = decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), image_size=8)
+    np.testing.assert_allclose(pixels.mean(axis=(1, 2)), [255, 0, 0], atol=3)
+
+
+def test_transparency_lies_on_white() -> None:
+    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))  # red underneath, but nothing of it shows
+    image.paste((10, 20, 30, 255), (0, 0, 4, 8))
+    image.putpixel((7, 7), (0, 0, 0, 51))
+    pixels = decode(encoded(image), image_size=8)
+    assert pixels[:, 0, 0].tolist() == [10, 20, 30]
+    assert pixels[:, 0, 7].tolist() == [255, 255, 255]
+    assert pixels[:, 7, 7].tolist() == [204, 204, 204]  # a fifth black
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([9, 9, 9, 1, 2, 3])
+    palette.putpixel((0, 0), 1)
+    pixels = decode(encoded(palette, transparency=0), image_size=8)
+    assert pixels[:, 0, :2].T.tolist() == [[1, 2, 3], [255, 255, 255]]
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    pixels = decode(encoded(Image.fromarray(levels)), image_size=8)
+    np.testing.assert_array_equal(pixels, np.rint(levels / 257).astype(np.uint8)[None].repeat(3, 0))
+
+
+def test_a_photograph_is_set_upright(draw: Draw) -> None:
+    image = draw(0)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # orientation: upside down
+    expected = np.asarray(image.rotate(180)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(encoded(image, exif=exif), image_size=8), expected)
+
+
+def test_too_many_pixels_are_refused_before_they_are_unpacked(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    decode(encoded(draw(0, (10, 10))), image_size=8)
+    with pytest.raises(ValueError, match="11x10 is more than"):
+        decode(encoded(draw(0, (11, 10))), image_size=8)
+
+
+@pytest.fixture
+def many(tmp_path: Path, draw: Draw) -> list[str]:
+    names = [f"{i}.png" for i in range(40)]
+    for i, name in enumerate(names):
+        draw(i).save(tmp_path / name)
+    (tmp_path / "17.png").write_bytes(b"no image at all")
+    return names
+
+
+def run(folder: Path, names: list[str]) -> tuple[np.ndarray, list[bool], list[tuple[str, str]]]:
+    broken: list[tuple[str, str]] = []
+    images, good = decode_files(
+        Directory(folder), names, image_size=8, label="test", on_broken=lambda name, why: broken.append((name, why))
+    )
+    return images, good.tolist(), broken
+
+
+@pytest.mark.parametrize("start", [None, operator.truediv])  # the second cannot be called so: each process dies
+def test_several_processes_give_what_one_gives(
+    tmp_path: Path,
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    start: Callable[..., object] | None,
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 7)
+    alone = run(tmp_path, many)
+    assert alone[0].shape == (39, 3, 8, 8)
+    assert alone[1] == [i != 17 for i in range(40)]
+    assert alone[2] == [("17.png", "not a PNG, JPEG or WebP image")]
+    monkeypatch.setattr(module, "MAX_IN_PROCESS", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    if start is not None:
+        monkeypatch.setattr(module, "_start_worker", start)
+    together = run(tmp_path, many)
+    np.testing.assert_array_equal(together[0], alone[0])
+    assert together[1:] == alone[1:]
+    assert ("several processes failed" in caplog.text) == (start is not None)

@@ -1,0 +1,110 @@
+"""Heads against their formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from cifargan.errors import UserError
+from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
+from cifargan.models.interface import HeadFactory
+from cifargan.models.spectral import power_iteration_
+
+F, K = 6, 4
+HEADS: list[HeadFactory] = [LinearHead, ProjectionHead, AuxiliaryHead, EmbeddingHead]
+CONDITIONAL = HEADS[1:]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(3, F), torch.tensor([2, 0, 3])
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_linear(normalised: bool) -> None:
+    head = LinearHead(in_features=F, num_classes=0, spectral_norm=normalised)
+    h, y = batch()
+    output = head(h, y)
+    torch.testing.assert_close(output.logits, (h * head.linear.weight).sum(1) + head.linear.bias)
+    assert output.logits.shape == (3,)
+    assert output[1:] == (None, None, None)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_projection(normalised: bool) -> None:
+    head = ProjectionHead(in_features=F, num_classes=K, spectral_norm=normalised)
+    h, y = batch()
+    rows = [
+        h[i] @ head.linear.weight[0] + head.linear.bias[0] + h[i] @ head.embed.weight[label]
+        for i, label in enumerate(y.tolist())
+    ]
+    output = head(h, y)
+    torch.testing.assert_close(output.logits, torch.stack(rows))
+    assert output[1:] == (None, None, None)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_auxiliary(normalised: bool) -> None:
+    head = AuxiliaryHead(in_features=F, num_classes=K, spectral_norm=normalised)
+    h, y = batch()
+    output = head(h, y)
+    torch.testing.assert_close(output.logits, h @ head.linear.weight[0] + head.linear.bias[0])
+    assert output.class_logits is not None
+    torch.testing.assert_close(output.class_logits, h @ head.classifier.weight.T + head.classifier.bias)
+    assert output[2:] == (None, None)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_embedding(normalised: bool) -> None:
+    head = EmbeddingHead(in_features=F, num_classes=K, spectral_norm=normalised, embedding_dim=5)
+    h, y = batch()
+    logits, class_logits, embedding, proxies = head(h, y)
+    assert class_logits is not None
+    assert embedding is not None
+    assert proxies is not None
+    torch.testing.assert_close(logits, h @ head.linear.weight[0] + head.linear.bias[0])
+    raw = h @ head.project.weight.T + head.project.bias
+    torch.testing.assert_close(embedding, raw / raw.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(proxies.norm(dim=1), torch.ones(K))
+    torch.testing.assert_close(proxies * head.proxies.weight.norm(dim=1, keepdim=True), head.proxies.weight)
+    expected = [[torch.cosine_similarity(point, proxy, dim=0) for proxy in head.proxies.weight] for point in raw]
+    torch.testing.assert_close(class_logits, torch.stack([torch.stack(row) for row in expected]))
+
+
+def test_spectral_norm_covers_linear_layers_and_the_projections_embedding() -> None:
+    for make in HEADS:
+        head = make(in_features=F, num_classes=K, spectral_norm=True)
+        for _ in range(200):
+            power_iteration_(head)
+        names = {name for name, module in head.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+        for name in names - {"proxies"}:
+            weight = head.get_submodule(name).weight
+            assert isinstance(weight, torch.Tensor)
+            assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1.0, abs=1e-3), (make, name)
+
+
+@pytest.mark.parametrize("make", [LinearHead, ProjectionHead])
+def test_bias_can_be_left_out(make: type[LinearHead] | type[ProjectionHead]) -> None:
+    head = make(in_features=F, num_classes=K, spectral_norm=False, bias=False)
+    torch.testing.assert_close(head(torch.zeros(3, F), batch()[1]).logits, torch.zeros(3))
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_autocast_does_not_round_what_a_head_computes(make: HeadFactory) -> None:
+    head = make(in_features=F, num_classes=K, spectral_norm=True)
+    h, y = batch()
+    h = h.bfloat16()
+    full = head(h.float(), y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = head(h, y)
+    for lowered, exact in zip(half, full, strict=True):
+        torch.testing.assert_close(lowered, exact, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("make", CONDITIONAL)
+def test_conditional_heads_need_classes(make: HeadFactory) -> None:
+    with pytest.raises(UserError, match="needs labelled data"):
+        make(in_features=F, num_classes=0, spectral_norm=False)

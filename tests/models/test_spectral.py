@@ -1,0 +1,137 @@
+"""Spectral normalisation against singular value decompositions, the textbook update and closed-form gradients."""
+
+import copy
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifargan.models.spectral import SpectralNorm, power_iteration_, spectral_norm, trained_weight
+
+LAYERS = ["conv", "transposed conv", "linear", "embedding"]
+
+
+def make(name: str) -> nn.Module:
+    # No two sizes agree, so that a weight read along the wrong dimension gives other singular values.
+    torch.manual_seed(1)
+    layers: dict[str, nn.Module] = {
+        "conv": nn.Conv2d(4, 7, 3),
+        "transposed conv": nn.ConvTranspose2d(4, 7, 3),
+        "linear": nn.Linear(5, 8),
+        "embedding": nn.Embedding(10, 6),
+    }
+    return spectral_norm(layers[name])
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.weight).detach()
+
+
+def matricise(layer: nn.Module, weight: Tensor) -> Tensor:
+    """(outputs, everything else), written out per kind of layer."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return torch.stack([weight[:, out].reshape(-1) for out in range(weight.shape[1])])
+    return weight.reshape(weight.shape[0], -1)
+
+
+def norm_of(layer: nn.Module) -> SpectralNorm:
+    [norm] = [module for module in layer.modules() if isinstance(module, SpectralNorm)]
+    return norm
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_largest_singular_value_becomes_one(name: str) -> None:
+    layer = make(name)
+    for _ in range(300):
+        power_iteration_(layer)
+    assert torch.linalg.svdvals(matricise(layer, weight_of(layer)))[0].item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_sigma_is_close_from_the_start(name: str) -> None:
+    layer = make(name)
+    assert torch.linalg.svdvals(matricise(layer, weight_of(layer)))[0].item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_iteration_is_one_textbook_step(name: str) -> None:
+    layer = make(name)
+    norm = norm_of(layer)
+    matrix = matricise(layer, trained_weight(layer).detach()).double()
+    norm.u.copy_(torch.nn.functional.normalize(torch.randn(matrix.shape[0]), dim=0))
+    v = matrix.T @ norm.u.double()
+    v = v / v.norm()
+    u = matrix @ v
+    u = u / u.norm()
+    power_iteration_(layer)
+    torch.testing.assert_close(norm.v.double(), v, atol=1e-6, rtol=0)
+    torch.testing.assert_close(norm.u.double(), u, atol=1e-6, rtol=0)
+    expected = trained_weight(layer).double() / (u @ matrix @ v)
+    torch.testing.assert_close(weight_of(layer).double(), expected.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_forward_never_iterates() -> None:
+    layer = make("conv").train()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    x = torch.randn(2, 4, 5, 5)
+    first = layer(x)
+    first.sum().backward()
+    torch.testing.assert_close(layer(x), first, atol=0, rtol=0)
+    torch.testing.assert_close(dict(layer.state_dict()), before, atol=0, rtol=0)
+
+
+def test_gradient_treats_singular_vectors_as_constants() -> None:
+    # d/dW sum(G * W / sigma) = (G - <G, W / sigma> u v^T) / sigma, u and v constant.
+    layer = make("conv").double()
+    norm, weight = norm_of(layer), trained_weight(layer)
+    upstream = torch.randn_like(weight)
+    [grad] = torch.autograd.grad((upstream * cast(Tensor, layer.weight)).sum(), weight)
+    matrix, matrix_upstream = weight.detach().flatten(1), upstream.flatten(1)
+    sigma = norm.u @ matrix @ norm.v
+    along = (matrix_upstream * matrix / sigma).sum()
+    expected = (matrix_upstream - along * torch.outer(norm.u, norm.v)) / sigma
+    torch.testing.assert_close(grad.flatten(1), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_autocast_lowers_neither_sigma_nor_the_iteration() -> None:
+    layer, twin = make("conv"), make("conv")
+    torch.testing.assert_close(norm_of(layer).u, norm_of(twin).u, atol=0, rtol=0)
+    power_iteration_(twin)
+    expected = weight_of(twin)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        power_iteration_(layer)
+        weight = weight_of(layer)
+        assert layer(torch.randn(1, 4, 5, 5)).dtype == torch.bfloat16
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, expected, atol=0, rtol=0)
+
+
+def test_state_dict_round_trip() -> None:
+    source = make("conv")
+    torch.manual_seed(2)
+    target = spectral_norm(nn.Conv2d(4, 7, 3))
+    target.load_state_dict(source.state_dict())
+    torch.testing.assert_close(weight_of(target), weight_of(source), atol=0, rtol=0)
+    power_iteration_(source)
+    power_iteration_(target)
+    torch.testing.assert_close(dict(target.state_dict()), dict(source.state_dict()), atol=0, rtol=0)
+
+
+def test_power_iteration_reaches_nested_layers_and_spares_copies() -> None:
+    inner = nn.Sequential(make("linear"), make("conv"))
+    twin = copy.deepcopy(inner)
+    before = [norm_of(layer).u.clone() for layer in inner]
+    for layer in inner:
+        nn.init.normal_(trained_weight(layer))
+    power_iteration_(nn.Sequential(nn.Linear(3, 3), inner))
+    for layer, old, copied in zip(inner, before, twin, strict=True):
+        assert not torch.allclose(norm_of(layer).u, old)
+        torch.testing.assert_close(norm_of(copied).u, old, atol=0, rtol=0)
+
+
+def test_disabled_leaves_the_layer_alone() -> None:
+    layer = nn.Linear(3, 4)
+    assert spectral_norm(layer, enabled=False) is layer
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert trained_weight(layer) is layer.weight

@@ -1,0 +1,146 @@
+"""Adversarial losses against torch's own cross-entropy, closed forms and hand-written gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from cifargan.errors import UserError
+from cifargan.objectives.adversarial import AdversarialLoss, BCELoss, HingeLoss, WassersteinLoss
+
+LOSSES = [BCELoss(label_smoothing=0.1), HingeLoss(label_smoothing=0.1), WassersteinLoss()]
+
+
+def logits(seed: int, n: int = 7) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (3.0 * torch.randn(n, generator=generator)).requires_grad_()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_bce_equals_torchs_with_one_sided_targets(smoothing: float) -> None:
+    real, fake = logits(0), logits(1, n=5)
+    loss = BCELoss(label_smoothing=smoothing)
+    torch.testing.assert_close(
+        loss.discriminator(real, fake),
+        F.binary_cross_entropy_with_logits(real, torch.full_like(real, 1.0 - smoothing))
+        + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)),
+    )
+    torch.testing.assert_close(loss.generator(fake), F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake)))
+
+
+def test_bce_gradients_are_sigmoid_minus_target() -> None:
+    real, fake = logits(2), logits(3, n=5)
+    loss = BCELoss(label_smoothing=0.1)
+    by_real, by_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
+    torch.testing.assert_close(by_real, (real.sigmoid() - 0.9) / 7)
+    torch.testing.assert_close(by_fake, fake.sigmoid() / 5)
+    # Non-saturating: the gradient nears -1, not 0, where the discriminator is sure of a fake.
+    (by_fake,) = torch.autograd.grad(loss.generator(fake), fake)
+    torch.testing.assert_close(by_fake, (fake.sigmoid() - 1.0) / 5)
+
+
+def test_bce_stays_finite_and_exact_far_out() -> None:
+    far = torch.tensor([-200.0, 200.0])
+    loss = BCELoss(label_smoothing=0.1)
+    # Real: 0.9 * 200 and 0.1 * 200; fake: 0 and 200.
+    assert loss.discriminator(far, far).item() == pytest.approx((180.0 + 20.0) / 2 + (0.0 + 200.0) / 2)
+    assert loss.generator(far).item() == pytest.approx(100.0)
+
+
+def test_hinge_by_hand() -> None:
+    real, fake = torch.tensor([-1.0, 0.5, 0.95, 2.0]), torch.tensor([-3.0, 0.5])
+    # Real, margin 1: 2, 0.5, 0.05, 0; fake: 0, 1.5.
+    assert HingeLoss().discriminator(real, fake).item() == pytest.approx(2.55 / 4 + 1.5 / 2)
+    # Real, margin 0.8: 1.8, 0.3, 0, 0; the fakes' margin stays.
+    assert HingeLoss(label_smoothing=0.2).discriminator(real, fake).item() == pytest.approx(2.1 / 4 + 1.5 / 2)
+    assert HingeLoss(label_smoothing=0.2).generator(fake).item() == pytest.approx(1.25)
+
+
+def test_hinge_gradient_vanishes_beyond_the_margins() -> None:
+    real, fake = torch.tensor([0.85, 0.95], requires_grad=True), torch.tensor([-1.1, -0.9], requires_grad=True)
+    by_real, by_fake = torch.autograd.grad(HingeLoss(label_smoothing=0.1).discriminator(real, fake), (real, fake))
+    assert by_real.tolist() == [-0.5, 0.0]
+    assert by_fake.tolist() == [0.0, 0.5]
+
+
+def test_wasserstein_by_hand() -> None:
+    real, fake = torch.tensor([4.0, -1.0]), torch.tensor([1.0, 2.0, 6.0])
+    assert WassersteinLoss().discriminator(real, fake).item() == pytest.approx(3.0 - 1.5)
+    assert WassersteinLoss().generator(fake).item() == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_half_precision_logits_are_judged_in_float32(loss: AdversarialLoss) -> None:
+    real, fake = logits(4).to(torch.bfloat16), logits(5).to(torch.bfloat16)
+    for value, exact in [
+        (loss.discriminator(real, fake), loss.discriminator(real.float(), fake.float())),
+        (loss.generator(fake), loss.generator(fake.float())),
+    ]:
+        assert value.dtype == torch.float32
+        assert value.shape == ()
+        assert torch.equal(value, exact)
+
+
+class Critic(nn.Module):
+    """Every kind of parameter that clipping has to tell apart, each out of bounds on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.body = nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True))
+        self.norm = nn.LayerNorm(4)
+        self.linear = spectral_norm(nn.Linear(4, 4))
+        self.embed = nn.Embedding(10, 4)
+        self.gamma = nn.Parameter(torch.zeros(2))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.linspace(-2.0, 2.0, parameter.numel()).view_as(parameter))
+
+
+def test_clipping_spares_norm_layers_alone() -> None:
+    critic = Critic()
+    before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in critic.named_buffers()}
+    WassersteinLoss(clip=0.25).constrain(critic)
+    clipped = {
+        "conv.weight",
+        "conv.bias",
+        "linear.bias",
+        "linear.parametrizations.weight.original",
+        "embed.weight",
+        "gamma",
+    }
+    assert clipped < before.keys()
+    norms = ["body.0", "body.1", "body.2", "norm"]
+    assert before.keys() - clipped == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    for name, parameter in critic.named_parameters():
+        expected = before[name].clamp(-0.25, 0.25) if name in clipped else before[name]
+        assert torch.equal(parameter, expected), name
+        assert parameter.requires_grad
+    for name, buffer in critic.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize("loss", [BCELoss(), HingeLoss()], ids=lambda loss: type(loss).__name__)
+def test_other_losses_constrain_nothing(loss: AdversarialLoss) -> None:
+    critic = Critic()
+    before = [parameter.clone() for parameter in critic.parameters()]
+    loss.constrain(critic)
+    assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
+def test_bad_smoothing_is_the_users_error(smoothing: float) -> None:
+    with pytest.raises(UserError, match=r"label_smoothing of BCELoss is .*\[0, 1\)"):
+        BCELoss(label_smoothing=smoothing)
+    with pytest.raises(UserError, match=r"label_smoothing of HingeLoss is .*\[0, 1\)"):
+        HingeLoss(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("clip", [0.0, -0.01, math.inf, math.nan])
+def test_bad_clip_is_the_users_error(clip: float) -> None:
+    with pytest.raises(UserError, match="clip of WassersteinLoss is"):
+        WassersteinLoss(clip=clip)
