@@ -5,7 +5,7 @@ A registry and never a dotted path: a config or a checkpoint that somebody was s
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -31,12 +31,14 @@ from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassifica
 from cifargan.objectives.regularizers import LeCam, NoRegularizer
 from cifargan.training.checkpoint import CheckpointStore
 from cifargan.training.ema import WeightAverage
+from cifargan.training.game import Game
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.rng import be_deterministic, seed_everything
 from cifargan.training.run_directory import RunDirectory
+from cifargan.training.schedule import Schedule
 from cifargan.training.tracking import Tracker
-from cifargan.training.trainer import Schedule, Trainer
+from cifargan.training.trainer import Trainer
 
 SOURCES: Registry = {"cifar10": CIFAR10, "folder": Folder, "digits": Digits}
 GENERATORS: Registry = {"dcgan": DCGANGenerator, "dense": DenseGenerator, "biggan": BigGANGenerator}
@@ -53,8 +55,6 @@ REGULARIZERS: Registry = {"none": NoRegularizer, "lecam": LeCam}
 AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
 OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
 EXTRACTORS: Registry = {"inception": Inception, "efficientnet_lite0": EfficientNetLite0}
-
-Device = Literal["auto", "cuda", "mps", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def settings(config: DictConfig) -> Settings:
     Raises:
         UserError: an unknown key, or a value of the wrong type.
     """
-    known = {**{key: None for key in GROUPS}, **Settings.__dataclass_fields__}
+    known = {**dict.fromkeys(GROUPS), **Settings.__dataclass_fields__}
     for key in map(str, config):
         if key not in known:
             raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
@@ -235,8 +235,8 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: in
     generator = build_generator(config.model.generator, **shape).to(device)
     if generator.num_classes and images.num_classes == 1:
         raise UserError(
-            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each class, "
-            "or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
+            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
+            "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
         )
     discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
     g_optimizer, d_optimizer = (
@@ -247,7 +247,7 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: in
         )
     )
     ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
-    return Trainer(
+    game = Game(
         generator=generator,
         discriminator=discriminator,
         loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
@@ -258,13 +258,17 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: in
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
         ema=WeightAverage(generator, **ema),
+        precision=Precision(root.precision, device),
+        schedule=schedule,
+        num_classes=images.num_classes,
+        device=device,
+    )
+    return Trainer(
+        game=game,
+        images=images,
         evaluator=evaluator,
         tracker=Tracker(directory, steps=schedule.steps, first_step=first_step),
         checkpoints=CheckpointStore(directory.checkpoints, keep=schedule.keep),
-        schedule=schedule,
-        precision=Precision(root.precision, device),
-        device=device,
-        images=images,
         config=plain(config),
     )
 
@@ -276,6 +280,5 @@ def without(node: DictConfig, *keys: str) -> DictConfig:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A configuration as dicts, lists and scalars, every interpolation resolved."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
+    container = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     return {str(key): value for key, value in container.items()}

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,10 +87,9 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     schema = make_dataclass("Schema", [("value", _omegaconf_type(annotation), field(default=MISSING))])
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
-        converted = OmegaConf.to_container(node, resolve=True)
+        converted = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"{where}={value}: expected {expected}") from error
-    assert isinstance(converted, dict)
     result = converted["value"]
     if choices and result is not None and result not in choices:
         hint = did_you_mean(str(result), choices) or f"; choose from {', '.join(choices)}"

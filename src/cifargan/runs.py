@@ -12,8 +12,8 @@ from cifargan.build import build_generator, select_device
 from cifargan.errors import UserError, did_you_mean
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.training.game import load_network
 from cifargan.training.run_directory import RunDirectory
-from cifargan.training.trainer import load_network
 
 Weights = Literal["ema", "raw"]
 

@@ -29,7 +29,7 @@ def test_it_is_the_same_every_time() -> None:
 
 
 def test_unknown_splits_are_refused() -> None:
-    with pytest.raises(UserError, match="did you mean 'train'"):
+    with pytest.raises(UserError, match="did you mean train"):
         Digits(splits=["trains"])
     with pytest.raises(UserError, match="at least one"):
         Digits(splits=[])

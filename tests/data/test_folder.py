@@ -100,7 +100,7 @@ def test_other_files_are_ignored_and_counted(tree: Path, caplog: pytest.LogCaptu
 def test_a_subset_of_classes(tree: Path) -> None:
     bees = load(tree, ["train"], classes=["bee"])
     assert (bees.classes, bees.labels.tolist()) == (("bee",), [0, 0])
-    with pytest.raises(UserError, match="did you mean 'bee'"):
+    with pytest.raises(UserError, match="did you mean bee"):
         load(tree, ["train"], classes=["bees"])
 
 
@@ -218,7 +218,7 @@ def test_what_is_no_image_folder_is_explained(tree: Path, tmp_path: Path) -> Non
         load(tree / "train" / "ant" / "0.png")
     with pytest.raises(UserError, match=r"holds 3 files but no folder; expected one sub-folder a class"):
         load(tree / "train" / "ant")
-    with pytest.raises(UserError, match=r"data\.splits: there is no folder 'tests'; did you mean 'test'\?"):
+    with pytest.raises(UserError, match=r"data\.splits: there is no folder 'tests'; did you mean test\?"):
         load(tree, ["tests"])
     (tmp_path / "empty" / "class").mkdir(parents=True)
     with pytest.raises(UserError, match="no PNG, JPEG or WebP file"):

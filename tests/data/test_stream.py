@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from cifargan.data.sources import ImageSet
-from cifargan.data.stream import ImageStream, to_float
+from cifargan.data.stream import ImageStream
 from cifargan.errors import UserError
+from cifargan.images import to_float
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ import sys
 import traceback as tracebacks
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -123,6 +124,4 @@ def _flat(path: Path, prefix: str) -> Iterator[str]:
                 if isinstance(child, DictConfig) and not child._is_interpolation():
                     yield from walk(child, f"{prefix}{key}.")
 
-    loaded = OmegaConf.load(path)
-    assert isinstance(loaded, DictConfig)
-    yield from walk(loaded, prefix)
+    yield from walk(cast(DictConfig, OmegaConf.load(path)), prefix)

@@ -161,7 +161,9 @@ def write_grids(rows: dict[str, Tensor], out: Path, scale: int) -> None:
     for name, images in rows.items():
         save_png(grid(upscale(images, scale), columns=10), out / f"GAN_{len(images)}_Generated_{name}.png")
     if len(rows) > 1:
-        save_png(labelled_sheet({name: images[:10] for name, images in rows.items()}, scale=scale), out / "overview.png")
+        save_png(
+            labelled_sheet({name: images[:10] for name, images in rows.items()}, scale=scale), out / "overview.png"
+        )
 
 
 def write_files(rows: dict[str, Tensor], out: Path, scale: int) -> None:  # noqa: ARG001 - files keep their size

@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback as tracebacks
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build import build_trainer, check, plain
 from cifargan.cli.errors import explain, report
+from cifargan.cli.overrides import key_of, split_flags, with_resume
+from cifargan.cli.preflight import preflight
 from cifargan.config import conf_dir
-from cifargan.errors import UserError
-from cifargan.runs import find_run
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.run_directory import RunDirectory, Status, device_name
-from cifargan.training.trainer import DivergedError, Result, Trainer
+from cifargan.training.trainer import DivergedError, Result
 
 log = logging.getLogger(__name__)
 
@@ -80,56 +81,6 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags before the overrides: it does not understand them behind."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    with_value = {"--cfg", "-c", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--info", "-i"}
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith("-"):
-            flags.append(argument)
-            if argument in with_value:
-                flags += [value for value in [next(rest, None)] if value is not None]
-        else:
-            overrides.append(argument)
-    return flags, overrides
-
-
-def with_resume(overrides: list[str], *, sweep: bool) -> list[str]:
-    """Replay a run's own overrides where `resume=RUN` asks for it; those given now win."""
-    asked = [override.partition("=")[2] for override in overrides if override.startswith("resume=")]
-    if not asked or asked[-1] in ("", "null"):
-        return overrides
-    if sweep:
-        raise UserError("resume= goes on with one run; it does not go with -m")
-    root = next((o.partition("=")[2] for o in overrides if o.startswith("output_root=")), "outputs")
-    directory = find_run(asked[-1].strip("'\""), Path(root))
-    before = list(OmegaConf.load(newest_config_folder(directory.path) / "overrides.yaml"))
-    now = [override for override in overrides if not override.startswith("resume=")]
-    given = {key_of(override) for override in now}
-    replayed = [str(override) for override in before if key_of(str(override)) not in given]
-    where = str(directory.path).replace("'", "\\'")
-    return [*replayed, *now, f"resume='{where}'", f"hydra.run.dir='{where}'"]
-
-
-def key_of(override: str) -> str:
-    """What an override sets, without `+`, `++` or `~`."""
-    return override.partition("=")[0].lstrip("+~")
-
-
-def newest_config_folder(directory: Path) -> Path:
-    """`.hydra`, or the `.hydra_N` of the last resumption.
-
-    Raises:
-        UserError: the folder is missing.
-    """
-    folders = sorted(directory.glob(".hydra*"), key=lambda path: int(path.name.partition("_")[2] or 0))
-    if not folders:
-        raise UserError(f"{directory} has no .hydra folder, so its settings are not known: start a new run")
-    return folders[-1]
-
-
 def job(config: DictConfig, command: list[str]) -> Outcome:
     """One training, its errors caught: a failing job must not end the sweep that it is part of."""
     context = HydraConfig.get()
@@ -149,8 +100,12 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
         if isinstance(error, InterruptedRunError) and context.mode == RunMode.MULTIRUN:
             # One Ctrl-C ends a sweep, not one of its jobs.
             raise SystemExit(report(error)) from error
-        if handler is not None or context.mode == RunMode.MULTIRUN:
+        if context.mode == RunMode.MULTIRUN:
             log.error("%s", explain(error) or "unexpected error", exc_info=explain(error) is None)
+        elif handler is not None:
+            # The terminal hears of it once, from `report`.
+            message = "".join(tracebacks.format_exception(error)) if explain(error) is None else str(explain(error))
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, message, (), None))
         else:
             remove_if_empty(directory.path)
         return Outcome(directory.path, overrides, None, error)
@@ -181,13 +136,14 @@ def train(config: DictConfig, directory: RunDirectory, overrides: list[str], com
     if state is not None:
         trainer.load_state(state)
         log.info("going on from step %d of %s", first_step, directory.path)
+    images = trainer.images
     directory.add_provenance(
         command=command,
         seed=config.seed,
-        device=device_name(trainer.device),
-        precision=trainer.precision.name,
+        device=device_name(trainer.game.device),
+        precision=trainer.game.precision.name,
         first_step=first_step,
-        data={"name": trainer.images.name, "splits": list(trainer.images.splits), "fingerprint": trainer.images.fingerprint},
+        data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
     )
     directory.set_status("running", step=first_step)
     trainer.tracker.text("config", OmegaConf.to_yaml(config))
@@ -199,7 +155,8 @@ def train(config: DictConfig, directory: RunDirectory, overrides: list[str], com
         status = "finished"
     except InterruptedRunError as error:
         status = "interrupted"
-        raise InterruptedRunError(error.signal, f"{error}; go on with: cifargan train resume={directory.path}") from error
+        advice = f"go on with: cifargan train resume={directory.path}"
+        raise InterruptedRunError(error.signal, f"{error}; {advice}") from error
     except DivergedError:
         status = "diverged"
         raise
@@ -216,29 +173,6 @@ def save_config(config: DictConfig, directory: RunDirectory, overrides: list[str
     folder.mkdir()
     OmegaConf.save(config, folder / "config.yaml")
     OmegaConf.save(OmegaConf.create(overrides), folder / "overrides.yaml")
-
-
-def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> list[str]:
-    """What is about to happen, said before it does."""
-    images, schedule = trainer.images, trainer.schedule
-
-    def millions(network: str) -> str:
-        return f"{sum(p.numel() for p in getattr(trainer, network).parameters()) / 1e6:.2f} M"
-
-    g, d = config.optimizer.generator, config.optimizer.discriminator
-    normalisers = [name for name in ("spectral_norm", "batch_norm") if config.model.discriminator.get(name, False)]
-    return [
-        f"run      {directory.path}",
-        f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
-        f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
-        f"model    G {config.model.generator.name} {millions('generator')}, D {config.model.discriminator.name} "
-        f"{millions('discriminator')} ({config.model.discriminator.head.name} head, "
-        f"{' and '.join(normalisers) or 'no normaliser'})",
-        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}",
-        f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g.lr:g}, D {d.name} lr {d.lr:g}, "
-        f"EMA {config.trainer.ema.decay:g}",
-        f"device   {device_name(trainer.device)}, {trainer.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
-    ]
 
 
 def summarise(outcomes: list[Outcome]) -> int:

@@ -1,6 +1,5 @@
 """Where images come from: what every source gives, and what is done to all of them alike."""
 
-import difflib
 import hashlib
 import json
 import logging
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifargan.data.contrast import is_low_contrast
-from cifargan.errors import UserError
+from cifargan.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -175,10 +174,9 @@ def choose(wanted: Sequence[str], available: Sequence[str], *, setting: str, kin
     """
     for i, name in enumerate(wanted):
         if name not in available:
-            close = difflib.get_close_matches(name, available, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             known = ", ".join(available[:20]) + (", ..." if len(available) > 20 else "")
-            raise UserError(f"{setting}: there is no {kind} {name!r}; {hint}there are: {known or 'none'}")
+            hint = did_you_mean(name, available) or f"; choose from {known or 'none'}"
+            raise UserError(f"{setting}: there is no {kind} {name!r}{hint}")
         if name in wanted[:i]:
             raise UserError(f"{setting}: {kind} {name!r} is named twice")
     return list(wanted)

@@ -5,18 +5,7 @@ from torch import Tensor
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Scale bytes to what the networks see: u / 127.5 - 1, so that 0 is -1 and 255 is 1, exactly.
-
-    Args:
-        images: (N, 3, H, W) uint8.
-
-    Returns:
-        (N, 3, H, W) float32 in [-1, 1].
-    """
-    return images.to(torch.float32) / 127.5 - 1.0
+from cifargan.images import to_float
 
 
 class ImageStream:

@@ -1,0 +1,1 @@
+"""Numbers out: features of images, distances between them, scores of a generator."""

@@ -54,6 +54,8 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> tuple[float, float]:
         UserError: fewer images than splits.
     """
     if len(logits) < splits:
-        raise UserError(f"an Inception Score needs at least {splits} images, got {len(logits)}: raise evaluator.samples")
+        raise UserError(
+            f"an Inception Score needs at least {splits} images, got {len(logits)}: raise evaluator.samples"
+        )
     result = isc_features_to_metric(logits.cpu(), splits=splits)
     return result["inception_score_mean"], result["inception_score_std"]

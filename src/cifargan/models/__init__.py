@@ -1,0 +1,1 @@
+"""Networks: maps between latents, images and judgements. They know torch and nothing else."""

@@ -1,7 +1,7 @@
 """What every network promises to the rest of the program.
 
-Shapes: N batch, Z latent, K classes, F features. Images are (N, 3, H, W) float in [-1, 1]; labels are (N,) int64. Labels
-are always passed; unconditional networks ignore them.
+Shapes: N batch, Z latent, K classes, F features. Images are (N, 3, H, W) float in [-1, 1]; labels are (N,) int64.
+Labels are always passed; unconditional networks ignore them.
 """
 
 from abc import ABC, abstractmethod

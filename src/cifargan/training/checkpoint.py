@@ -123,10 +123,11 @@ class CheckpointStore:
         steps = self.steps()
         if which == "last" and steps:
             return steps[-1]
-        wanted = self.directory / ("best.pt" if which == "best" else f"step_{int(which):09d}.pt" if which.isdigit() else which)
+        name = f"step_{int(which):09d}.pt" if which.isdigit() else f"{which}.pt"
+        wanted = self.directory / name
         if wanted.is_file():
             return wanted
-        there = [*(str(int(path.stem.removeprefix("step_"))) for path in steps)]
+        there = [str(int(path.stem.removeprefix("step_"))) for path in steps]
         there += ["best"] if (self.directory / "best.pt").is_file() else []
         choice = f"there are {', '.join(there)}" if there else "the run has not written any yet"
         raise UserError(f"no checkpoint '{which}' in {self.directory}: {choice}")

@@ -1,4 +1,4 @@
-"""The optimisers that the recipes name, and the one schedule."""
+"""The optimisers that the recipes name."""
 
 from collections.abc import Iterable
 
@@ -49,32 +49,3 @@ def rmsprop(
 def _check(lr: float, eps: float) -> None:
     if lr <= 0.0 or eps <= 0.0:
         raise UserError(f"optimizer lr={lr}, eps={eps}: both must be positive")
-
-
-class LinearDecay:
-    """Learning rates that are constant up to a step and then fall linearly to 0 at the last one.
-
-    Stateless: the rate is a function of the step, so a resumed run cannot get it wrong.
-
-    Args:
-        optimizers: whose rates to set.
-        start: the first step of the fall; None: never.
-        end: the step at which the rate would be 0.
-    """
-
-    def __init__(self, optimizers: list[torch.optim.Optimizer], *, start: int | None, end: int) -> None:
-        self.initial = [(optimizer, optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
-        self.start = end if start is None else start
-        self.end = end
-        if not 0 <= self.start <= end:
-            raise UserError(f"trainer.lr_decay_from={start}: must lie between 0 and trainer.steps={end}")
-
-    def factor(self, step: int) -> float:
-        """The share of the initial rate that holds during step `step` (counted from 0)."""
-        return 1.0 if step < self.start else (self.end - step) / (self.end - self.start)
-
-    def apply(self, step: int) -> None:
-        """Set the rates for step `step`."""
-        for optimizer, initial in self.initial:
-            for group in optimizer.param_groups:
-                group["lr"] = initial * self.factor(step)

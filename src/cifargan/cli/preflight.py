@@ -1,0 +1,28 @@
+"""The lines that say what is about to be trained, before it is."""
+
+from omegaconf import DictConfig
+
+from cifargan.training.run_directory import RunDirectory, device_name
+from cifargan.training.trainer import Trainer
+
+
+def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> list[str]:
+    """What is about to happen: data, networks, objective, updates, device."""
+    images, schedule, game = trainer.images, trainer.schedule, trainer.game
+    millions = [
+        f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for net in (game.generator, game.discriminator)
+    ]
+    model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
+    normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
+    return [
+        f"run      {directory.path}",
+        f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
+        f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
+        f"model    G {model.generator.name} {millions[0]}, D {model.discriminator.name} {millions[1]} "
+        f"({model.discriminator.head.name} head, {' and '.join(normalisers) or 'no normaliser'})",
+        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}, "
+        f"evaluator {config.evaluator.name}",
+        f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g.lr:g}, "
+        f"D {d.name} lr {d.lr:g}, EMA {config.trainer.ema.decay:g}",
+        f"device   {device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+    ]

@@ -1,0 +1,65 @@
+"""How long a run takes, and how often it does what."""
+
+from dataclasses import dataclass
+
+from cifargan.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The settings under `trainer.`, but for the moving average.
+
+    Args:
+        steps: generator updates in all.
+        batch_size: images of each kind in one update.
+        d_steps: discriminator updates for each generator update.
+        accumulate: micro-batches that an update is split into: less memory, the same batch.
+        log_every: steps between log points, the only places where the host waits for the device.
+        sample_every: steps between sample grids.
+        samples_per_class: fixed latents of each class in a grid.
+        checkpoint_every: steps between checkpoints.
+        keep: newest checkpoints to keep, beside the best.
+        lr_decay_from: the step from which the learning rates fall linearly to 0 at `steps`; None: constant.
+
+    Raises:
+        UserError: a number that the loop could not carry out.
+    """
+
+    steps: int
+    batch_size: int
+    d_steps: int
+    accumulate: int
+    log_every: int
+    sample_every: int
+    samples_per_class: int
+    checkpoint_every: int
+    keep: int
+    lr_decay_from: int | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what the loop could not carry out."""
+        for name, value in vars(self).items():
+            if name != "lr_decay_from" and value < 1:
+                raise UserError(f"trainer.{name}={value}: must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} does not divide into trainer.accumulate={self.accumulate} parts"
+            )
+        if self.lr_decay_from is not None and not 0 <= self.lr_decay_from <= self.steps:
+            raise UserError(
+                f"trainer.lr_decay_from={self.lr_decay_from}: must lie between 0 and trainer.steps={self.steps}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of each kind that are in memory at once."""
+        return self.batch_size // self.accumulate
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of the initial learning rates that holds during step `step` (counted from 0).
+
+        A function of the step alone, so a resumed run cannot get it wrong.
+        """
+        if self.lr_decay_from is None or step < self.lr_decay_from:
+            return 1.0
+        return (self.steps - step) / (self.steps - self.lr_decay_from)
