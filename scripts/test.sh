@@ -3,10 +3,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 ensure_environment dev
+export PATH="$PWD/.venv/bin:$PATH"
 # Tests run side by side; each would otherwise start a thread for every core.
 export OMP_NUM_THREADS=1
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/mypy
-.venv/bin/lint-imports
-.venv/bin/python -m pytest -n 2 "$@"
+pre-commit run --all-files --show-diff-on-failure
+python -m pytest -n 2 "$@"

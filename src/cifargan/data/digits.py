@@ -1,7 +1,6 @@
 """Handwritten digits that need no download: a first run on a plane."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from cifargan.data.sources import ImageSet, ImageSource, choose, resize
@@ -40,6 +39,9 @@ class Digits(ImageSource):
 
     def load(self) -> ImageSet:
         """Read the digits that come with scikit-learn."""
+        # scikit-learn takes a second to import, which no other source should pay.
+        from sklearn.datasets import load_digits
+
         data = load_digits()
         levels = torch.from_numpy(data.images)  # (1797, 8, 8) float64, 0 to 16
         grey = (levels * (255.0 / 16.0)).round().to(torch.uint8)

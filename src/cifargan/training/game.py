@@ -138,7 +138,6 @@ class Game:
                 self.precision.backward((adversarial + class_loss) / self.schedule.accumulate)
                 parts.append({"loss/generator": adversarial.detach(), **_class_metrics("fake", fake, y, class_loss)})
         gradient_norm = self.precision.step(self.g_optimizer)
-        self.precision.update()
         power_iteration_(self.generator)
         return {**_mean_of(parts), "gradient_norm/generator": gradient_norm}
 

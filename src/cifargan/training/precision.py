@@ -49,12 +49,9 @@ class Precision:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.scaler.step(optimizer)
+        self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def update(self) -> None:
-        """Let the loss scale follow, once per iteration."""
-        self.scaler.update()
 
     def figures(self) -> dict[str, float]:
         """What to log: the loss scale, where there is one."""
