@@ -101,9 +101,14 @@ class Trainer:
                     )
         return Result(self.step, self.best_step, self.best_score)
 
-    def sampler(self) -> Sampler:
+    def sampler(self, *, standing_batches: int = 16) -> Sampler:
         """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
-        return Sampler(self.game.ema.generator, self.images.classes, device=self.game.device)
+        return Sampler(
+            self.game.ema.generator,
+            self.images.classes,
+            device=self.game.device,
+            standing_batches=standing_batches,
+        )
 
     def _remember(self, metrics: dict[str, Tensor]) -> None:
         if not self.running.names:
@@ -165,7 +170,8 @@ class Trainer:
         """A grid from latents that stay the same all through the run: a row a class, or a square when unlabelled."""
         per_class = self.schedule.samples_per_class
         rows = self.game.generator.num_classes or per_class
-        images = self.sampler().sample(rows * per_class, seed=0)
+        # Rougher statistics than a score's: a glance must stay cheap, on a CPU too.
+        images = self.sampler(standing_batches=4).sample(rows * per_class, seed=0)
         if self.game.generator.num_classes:
             # The sampler takes the classes in turn: (n K, ...) -> (n, K, ...) -> (K n, ...), a row a class.
             images = images.reshape(per_class, rows, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
