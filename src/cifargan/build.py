@@ -3,6 +3,7 @@
 A registry and never a dotted path: a config or a checkpoint that somebody was sent must not be able to run code.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from cifargan.config import Registry, arguments, lookup
+from cifargan.config import Registry, arguments, lookup, section, without
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
@@ -29,7 +30,7 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import LeCam, NoRegularizer
-from cifargan.training.checkpoint import CheckpointStore
+from cifargan.training.checkpoint import CheckpointStore, State
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game
 from cifargan.training.optimizers import adam, rmsprop
@@ -79,8 +80,29 @@ class Settings:
     resume: str | None = None
     output_root: str = "outputs"
 
+    def __post_init__(self) -> None:
+        """Reject a seed that some generator could not take."""
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}: must lie between 0 and {2**32 - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic:
+    """The settings under `loss.critic`, to which the models' configs refer.
+
+    Args:
+        batch_norm: whether a discriminator may bring batch norm.
+        spectral_norm: whether it may bring spectral norm.
+    """
+
+    batch_norm: bool
+    spectral_norm: bool
+
 
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
+EVALUATOR_PROVIDED = ("extractor", "reference", "device")
+EVALUATOR_OWN = ("every", "samples")
+OPTIMIZER_PARTS = ("generator", "discriminator")
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -95,15 +117,12 @@ def settings(config: DictConfig) -> Settings:
     for key in map(str, config):
         if key not in known:
             raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
-    root = OmegaConf.create({key: value for key, value in config.items() if key not in GROUPS})
-    return Settings(**arguments(Settings, root, "config"))
+    return Settings(**arguments(Settings, without(config, *GROUPS), ""))
 
 
 def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
     """Build what a node names, from its settings and from what the program provides."""
-    if "name" not in node:
-        raise UserError(f"{where}.name has no value: choose from {', '.join(sorted(registry))}")
-    constructor = lookup(registry, node.name, f"{where}.name")
+    constructor = lookup(registry, node, where)
     return constructor(**arguments(constructor, node, where, provided=provided), **provided)
 
 
@@ -116,13 +135,12 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(kind)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name}: no such device{did_you_mean(name, ['auto', 'cuda', 'mps', 'cpu'])}") from error
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"device={name}: no such device; choose from auto, cuda, cuda:N, mps, cpu")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"device={name}: torch sees {count} CUDA devices here; choose device=auto or device=cpu")
+        raise UserError(f"device={name}: CUDA devices that torch sees here: {count}; choose device=auto or device=cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
     return device
@@ -139,7 +157,7 @@ def build_generator(node: DictConfig, *, num_classes: int, image_size: int) -> G
 def build_discriminator(node: DictConfig, *, num_classes: int, image_size: int) -> Discriminator:
     """The discriminator that `model.discriminator` describes, with its head."""
     where = "model.discriminator.head"
-    head = lookup(HEADS, node.head.name, f"{where}.name")
+    head = lookup(HEADS, node.head, where)
     factory = partial(head, **arguments(head, node.head, where, provided=HEAD_PROVIDED))
     discriminator: Discriminator = construct(
         DISCRIMINATORS,
@@ -162,16 +180,14 @@ def build_evaluator(node: DictConfig, *, reference: ImageSet, device: torch.devi
     """The evaluator that `evaluator` describes; its networks and the reference features are ready afterwards."""
     if node.name == "none":
         return NoEvaluator()
-    own = ("every", "samples")
-    extractor: FeatureExtractor = construct(
-        EXTRACTORS,
-        without(node, *own),
-        "evaluator",
-        device=device,
-    )
-    rest = OmegaConf.create({key: node[key] for key in own if key in node})
-    frequency = arguments(FeatureEvaluator, rest, "evaluator", provided=("extractor", "reference", "device"))
+    extractor: FeatureExtractor = construct(EXTRACTORS, without(node, *EVALUATOR_OWN), "evaluator", device=device)
+    frequency = arguments(FeatureEvaluator, _evaluator_own(node), "evaluator", provided=EVALUATOR_PROVIDED)
     return FeatureEvaluator(extractor=extractor, reference=reference, device=device, **frequency)
+
+
+def _evaluator_own(node: DictConfig) -> DictConfig:
+    """The settings under `evaluator.` that are not the extractor's."""
+    return without(node, *(str(key) for key in node if key not in EVALUATOR_OWN))
 
 
 def check(config: DictConfig) -> Settings:
@@ -185,41 +201,48 @@ def check(config: DictConfig) -> Settings:
     root = settings(config)
     select_device(root.device)
     shape = ("num_classes", "image_size")
-    parts: list[tuple[Registry, DictConfig, str, tuple[str, ...]]] = [
-        (SOURCES, config.data, "data", ()),
-        (GENERATORS, config.model.generator, "model.generator", shape),
-        (DISCRIMINATORS, without(config.model.discriminator, "head"), "model.discriminator", (*shape, "head")),
-        (HEADS, config.model.discriminator.head, "model.discriminator.head", HEAD_PROVIDED),
-        (CLASSIFICATIONS, config.model.classification, "model.classification", ()),
-        (LOSSES, without(config.loss, "critic"), "loss", ()),
-        (REGULARIZERS, config.regularizer, "regularizer", ()),
-        (AUGMENTS, config.augment, "augment", ()),
-        (OPTIMIZERS, config.optimizer.generator, "optimizer.generator", ("parameters",)),
-        (OPTIMIZERS, config.optimizer.discriminator, "optimizer.discriminator", ("parameters",)),
+    parts: list[tuple[Registry, str, tuple[str, ...], tuple[str, ...]]] = [  # and settings checked elsewhere
+        (SOURCES, "data", (), ()),
+        (GENERATORS, "model.generator", shape, ()),
+        (DISCRIMINATORS, "model.discriminator", (*shape, "head"), ("head",)),
+        (HEADS, "model.discriminator.head", HEAD_PROVIDED, ()),
+        (CLASSIFICATIONS, "model.classification", (), ()),
+        (LOSSES, "loss", (), ("critic",)),
+        (REGULARIZERS, "regularizer", (), ()),
+        (AUGMENTS, "augment", (), ()),
+        (OPTIMIZERS, "optimizer.generator", ("parameters",), ()),
+        (OPTIMIZERS, "optimizer.discriminator", ("parameters",), ()),
+        ({"none": NoEvaluator, **EXTRACTORS}, "evaluator", ("device",), EVALUATOR_OWN),
     ]
-    for registry, node, where, provided in parts:
-        arguments(lookup(registry, node.name, f"{where}.name"), node, where, provided=provided)
-    for where, known in (("optimizer", ("generator", "discriminator")), ("model", MODEL_PARTS)):
-        for key in map(str, config[where]):
+    for registry, where, provided, elsewhere in parts:
+        node = without(section(config, where), *elsewhere)
+        arguments(lookup(registry, node, where), node, where, provided=provided)
+    for where, known in (("optimizer", OPTIMIZER_PARTS), ("model", MODEL_PARTS)):
+        for key in map(str, section(config, where)):
             if key not in known:
                 raise UserError(f"{where}.{key}: no such setting{did_you_mean(key, known)}")
-    Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
-    arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
-    if config.evaluator.name != "none":
-        lookup(EXTRACTORS, config.evaluator.name, "evaluator.name")
+    arguments(Critic, section(config, "loss.critic"), "loss.critic")
+    Schedule(**arguments(Schedule, without(section(config, "trainer"), "ema"), "trainer"))
+    arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"])
+    evaluator = NoEvaluator if config.evaluator.name == "none" else FeatureEvaluator
+    arguments(evaluator, _evaluator_own(config.evaluator), "evaluator", provided=EVALUATOR_PROVIDED)
     return root
 
 
-def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: int = 0) -> Trainer:
+def build_trainer(
+    config: DictConfig, directory: RunDirectory, *, first_step: int = 0, state: State | None = None
+) -> Trainer:
     """Everything that a run needs, from its resolved configuration.
 
     Args:
         config: the composed configuration, without interpolations.
         directory: where the run writes.
         first_step: the step that a resumed run goes on from.
+        state: the checkpoint to go on from; its step is then the first.
 
     Raises:
-        UserError: a setting that nothing understands; data or weights that cannot be had.
+        UserError: a setting that nothing understands; data or weights that cannot be had; a checkpoint that does not
+            fit, in which case the run's files are as they were.
     """
     root = check(config)
     device = select_device(root.device)
@@ -263,7 +286,11 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: in
         num_classes=images.num_classes,
         device=device,
     )
-    return Trainer(
+    if state is not None:
+        # Before the tracker opens the run's files.
+        game.load_state(state)
+        first_step = game.step
+    trainer = Trainer(
         game=game,
         images=images,
         evaluator=evaluator,
@@ -271,11 +298,9 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, first_step: in
         checkpoints=CheckpointStore(directory.checkpoints, keep=schedule.keep),
         config=plain(config),
     )
-
-
-def without(node: DictConfig, *keys: str) -> DictConfig:
-    """A copy of a node that lacks some keys."""
-    return OmegaConf.create({str(key): value for key, value in node.items() if key not in keys})
+    if state is not None:
+        trainer.load_state(state)
+    return trainer
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

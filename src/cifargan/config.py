@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, field, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifargan.errors import UserError, did_you_mean
 
 Registry = Mapping[str, Callable[..., Any]]
+MISSING_VALUE = "???"  # OmegaConf's mark of a setting that must be given
 
 
 def conf_dir() -> Path:
@@ -27,15 +29,20 @@ def conf_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent.parent / "conf"
 
 
-def lookup(registry: Registry, name: str, where: str) -> Callable[..., Any]:
-    """The constructor behind a name.
+def lookup(registry: Registry, node: DictConfig, where: str) -> Callable[..., Any]:
+    """The constructor behind the `name` of a config node.
 
     Raises:
-        UserError: the registry has no such name.
+        UserError: the node has no name, or one that the registry does not know.
     """
+    name = shown(_entries(node).get("name", MISSING_VALUE))
+    choices = ", ".join(sorted(registry))
+    if name == MISSING_VALUE:
+        raise UserError(f"{where}.name has no value: choose from {choices}")
     if name not in registry:
-        hint = did_you_mean(name, registry) or f"; choose from {', '.join(sorted(registry))}"
-        raise UserError(f"{where}={name}: no such name{hint}")
+        raise UserError(
+            f"{where}.name={name}: no such name{did_you_mean(name, registry) or f'; choose from {choices}'}"
+        )
     return registry[name]
 
 
@@ -51,7 +58,7 @@ def arguments(
     Args:
         constructor: a class or function with annotated keyword arguments.
         node: the settings, with or without the key `name`.
-        where: the node's place in the configuration, for the error message.
+        where: the node's place in the configuration, for the error message; empty for its root.
         provided: arguments that the program passes itself and a config may not set.
 
     Returns:
@@ -60,54 +67,84 @@ def arguments(
     Raises:
         UserError: an unknown key, a missing one, or a value of the wrong type.
     """
+    prefix = f"{where}." if where else ""
     signature = inspect.signature(constructor).parameters
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: value for key, value in signature.items() if value.kind not in variadic}
     hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
     settable = {key: hints[key] for key in parameters if key not in set(provided)}
-    given = {str(key): value for key, value in node.items() if key != "name" or key in settable}
+    given = {key: value for key, value in _entries(node).items() if key != "name" or key in settable}
 
     for key in given:
         if key not in settable:
             hint = did_you_mean(key, settable) or f"; there are {', '.join(settable) or 'no settings here'}"
-            raise UserError(f"{where}.{key}: no such setting{hint}")
+            raise UserError(f"{prefix}{key}: no such setting{hint}")
 
     for key in settable:
         if parameters[key].default is inspect.Parameter.empty and key not in given:
-            raise UserError(f"{where}.{key} has no value: set {where}.{key}=...")
-    return {key: _convert(value, settable[key], f"{where}.{key}") for key, value in given.items()}
+            raise UserError(f"{prefix}{key} has no value: set {prefix}{key}=...")
+    return {key: _convert(value, settable[key], f"{prefix}{key}") for key, value in given.items()}
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
     """Convert one value to an annotated type by OmegaConf's own rules."""
-    if _is_missing(value):
+    if isinstance(value, str) and value == MISSING_VALUE:
         raise UserError(f"{where} has no value: set {where}=...")
     choices = _literal_choices(annotation)
     expected = f"one of {', '.join(choices)}" if choices else _spelled(annotation)
-    schema = make_dataclass("Schema", [("value", _omegaconf_type(annotation), field(default=MISSING))])
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
+        node = OmegaConf.merge(_schema(annotation), {"value": value})
         converted = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}={value}: expected {expected}") from error
+        raise UserError(f"{where}={shown(value)}: expected {expected}") from error
     result = converted["value"]
     if choices and result is not None and result not in choices:
         hint = did_you_mean(str(result), choices) or f"; choose from {', '.join(choices)}"
         raise UserError(f"{where}={result}: no such choice{hint}")
     if typing.get_origin(annotation) is tuple and result is not None:
         if len(result) != len(typing.get_args(annotation)):
-            raise UserError(f"{where}={result}: expected {expected}")
+            raise UserError(f"{where}={shown(result)}: expected {expected}")
         return tuple(result)
     return result
+
+
+def section(config: DictConfig, where: str) -> DictConfig:
+    """A part of the configuration that holds settings.
+
+    Raises:
+        UserError: it was removed, or is a single value.
+    """
+    node = OmegaConf.select(config, where)
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{where}={shown(node)}: expected a group of settings; `cifargan train --cfg job` shows them")
+    return node
+
+
+def without(node: DictConfig, *keys: str) -> DictConfig:
+    """A copy of a node that lacks some keys."""
+    return OmegaConf.create({key: value for key, value in _entries(node).items() if key not in keys})
+
+
+def _entries(node: DictConfig) -> dict[str, Any]:
+    """What a node holds, where a value that is yet to be given does not raise."""
+    return {str(key): MISSING_VALUE if OmegaConf.is_missing(node, key) else node[key] for key in node}
+
+
+@cache
+def _schema(annotation: Any) -> DictConfig:
+    """A config with one typed value, for OmegaConf to check against."""
+    fields = [("value", _omegaconf_type(annotation), field(default=MISSING))]
+    return cast(DictConfig, OmegaConf.structured(make_dataclass("Schema", fields)))
+
+
+def shown(value: Any) -> str:
+    """A value as one would write it in a config."""
+    return "null" if value is None else str(value)
 
 
 def _spelled(annotation: Any) -> str:
     """An annotation as it reads in the source: `int`, not `<class 'int'>`."""
     return str(annotation) if typing.get_args(annotation) else annotation.__name__
-
-
-def _is_missing(value: Any) -> bool:
-    return isinstance(value, str) and value == "???"
 
 
 def _literal_choices(annotation: Any) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from omegaconf import OmegaConf
@@ -24,12 +24,13 @@ def all_runs(root: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for path in sorted(found, key=_started)]
 
 
-def _started(path: Path) -> str:
-    """When a run was first started, as text that sorts by time."""
+def _started(path: Path) -> tuple[str, int]:
+    """When a run was first started, as text that sorts by time; within a second, when its file was written."""
+    file = path / "provenance.json"
     try:
-        return str(json.loads((path / "provenance.json").read_text())["sessions"][0]["started"])
+        return str(json.loads(file.read_text())["sessions"][0]["started"]), file.stat().st_mtime_ns
     except (OSError, ValueError, LookupError, TypeError):
-        return ""
+        return "", 0
 
 
 def find_run(name: str | None, root: Path = Path("outputs")) -> RunDirectory:
@@ -104,6 +105,8 @@ def load_generator(
     Raises:
         UserError: no such run, checkpoint or device, or a damaged file.
     """
+    if weights not in get_args(Weights):
+        raise UserError(f"weights={weights}: choose from {', '.join(get_args(Weights))}")
     directory = find_run(None if run is None else str(run), Path(root))
     path = CheckpointStore(directory.checkpoints).find(checkpoint)
     state = load(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +17,7 @@ from cifargan.errors import UserError, did_you_mean
 
 USER = 2
 BUG = 1
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def report(error: BaseException, *, traceback: bool = False) -> int:
@@ -51,22 +52,35 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_composition(error)
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if _is_out_of_memory(error):
         return (
             "out of memory: lower trainer.batch_size, or raise trainer.accumulate (the same batch in smaller parts), "
-            "or choose precision=bf16"
+            "or choose precision=bf16; `cifargan sample` takes a lower --batch-size"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{place}: free some space, then go on with resume=RUN; nothing written before is lost"
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}: choose another output_root, or change its owner"
+    if isinstance(error, OSError) and error.errno in NO_PLACE:
+        return f"cannot use {error.filename} ({error.strerror}): choose another output_root or --out"
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had no memory left; torch has no exception for the host."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _explain_composition(error: Exception) -> str:
     """What is wrong with the overrides, in the terms of the command line."""
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override}: write it as key=value, and quote values with spaces or commas"
+        )
     if match := re.search(r"Could not find '([^']+)'", text):
         return _no_such_option(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -76,15 +90,20 @@ def _explain_composition(error: Exception) -> str:
         return f"{key}: no such setting{_near(key)}"
     if match := re.search(r"Multiple values for ([\w./@]+)", text):
         return f"{match[1]} is given twice"
-    if match := re.search(r"Error parsing override '(.*)'", text):
-        return f"cannot read the override {match[1]}: write it as key=value, and quote values with spaces or commas"
-    return " ".join(text.split())
+    if match := re.search(r"Ambiguous value for argument '(([^=']+)=([^']*))'", text):
+        return f"{match[1]}: several values are a sweep, which takes -m; a list is written {match[2]}=[{match[3]}]"
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{match[1]} has no value: set {match[1]}=..."
+    # OmegaConf adds lines about its own objects.
+    return " ".join(
+        line.strip() for line in text.splitlines() if not line.strip().startswith(("full_key", "object_type"))
+    )
 
 
 def _no_such_option(path: str) -> str:
     group, _, name = path.rpartition("/")
     choices = options(group)
-    hint = did_you_mean(name, choices) or f"; choose from {', '.join(choices)}"
+    hint = did_you_mean(name, choices) or f"; choose from {', '.join(choices) or 'none, there are none yet'}"
     return f"{group}={name}: no such {group or 'config'}{hint}"
 
 

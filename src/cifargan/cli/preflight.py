@@ -13,6 +13,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for net in (game.generator, game.discriminator)
     ]
     model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
+    g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (game.g_optimizer, game.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
     return [
         f"run      {directory.path}",
@@ -22,7 +23,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"({model.discriminator.head.name} head, {' and '.join(normalisers) or 'no normaliser'})",
         f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}, "
         f"evaluator {config.evaluator.name}",
-        f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g.lr:g}, "
-        f"D {d.name} lr {d.lr:g}, EMA {config.trainer.ema.decay:g}",
+        f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
+        f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
         f"device   {device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
     ]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cifargan.errors import UserError
+from cifargan.errors import UserError, did_you_mean
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
 from cifargan.runs import LoadedGenerator, find_run, load_generator
 from cifargan.training.checkpoint import write_atomically
@@ -28,7 +29,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a page of usage."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            hint = did_you_mean(unknown[1], self._option_string_actions)
+        raise UserError(f"{message}{hint or f'; see {self.prog} --help'}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--truncation", type=positive, help="resample latent coordinates beyond this (default: none)")
     p.add_argument("--classes", help="names, separated by commas (default: all)")
     p.add_argument("--per-class", type=count, default=100, help="images of each class (default: 100)")
-    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default: 0)")
+    p.add_argument("--seed", type=seed, default=0, help="the same seed gives the same images (default: 0)")
     p.add_argument("--out", type=Path, help="folder to write to (default: RUN/generated/...)")
     p.add_argument("--format", default="grid", help="any of grid, png, npz, separated by commas (default: grid)")
     p.add_argument("--scale", type=count, default=1, help="enlarge every pixel of grids and strips")
@@ -68,18 +72,27 @@ def parser() -> argparse.ArgumentParser:
 
 def positive(text: str) -> float:
     """A number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value
 
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
 
 
 def run(arguments: list[str]) -> int:
@@ -110,7 +123,7 @@ def run(arguments: list[str]) -> int:
     writers: dict[str, Callable[..., None]] = {"grid": write_grids, "png": write_files, "npz": write_npz}
     for name in formats:
         writers[name](rows, out, options.scale)
-    write_atomically(out / "samples.json", (json.dumps(card(generator, options), indent=2) + "\n").encode())
+    write_atomically(out / "samples.json", (json.dumps(card(generator, options, list(rows)), indent=2) + "\n").encode())
     print(out)
     return 0
 
@@ -122,7 +135,7 @@ def label(generator: LoadedGenerator, options: argparse.Namespace) -> str:
     return "-".join([*parts, f"seed_{options.seed}"])
 
 
-def card(generator: LoadedGenerator, options: argparse.Namespace) -> dict[str, Any]:
+def card(generator: LoadedGenerator, options: argparse.Namespace, classes: list[str]) -> dict[str, Any]:
     """What a picture's finder needs to make it again."""
     return {
         "checkpoint": str(generator.checkpoint),
@@ -132,7 +145,7 @@ def card(generator: LoadedGenerator, options: argparse.Namespace) -> dict[str, A
         "truncation": options.truncation,
         "seed": options.seed,
         "per_class": options.per_class,
-        "classes": list(generator.sampler.classes),
+        "classes": classes,
     }
 
 

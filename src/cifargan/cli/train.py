@@ -1,10 +1,10 @@
 """`cifargan train`: compose a configuration, claim a run directory, and let the one loop run."""
 
+import contextlib
 import logging
 import os
 import shlex
 import sys
-import traceback as tracebacks
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build import build_trainer, check, plain
 from cifargan.cli.errors import explain, report
-from cifargan.cli.overrides import key_of, split_flags, with_resume
+from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flags, with_resume
 from cifargan.cli.preflight import preflight
+from cifargan.cli.run_log import RunLog
 from cifargan.config import conf_dir
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.interruption import InterruptedRunError
@@ -61,7 +62,8 @@ def run(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     flags, overrides = split_flags(arguments)
-    sweep = "-m" in flags or "--multirun" in flags
+    sweep = any(flag in SWEEP for flag in flags)
+    reject_null_groups(overrides)
     overrides = with_resume(overrides, sweep=sweep)
     # Hydra reads the command line itself, and hides errors unless told not to; they are told by `report`.
     sys.argv = ["cifargan train", *flags, *overrides]
@@ -84,45 +86,42 @@ def run(arguments: list[str]) -> int:
 def job(config: DictConfig, command: list[str]) -> Outcome:
     """One training, its errors caught: a failing job must not end the sweep that it is part of."""
     context = HydraConfig.get()
+    sweep = context.mode == RunMode.MULTIRUN
     directory = RunDirectory(Path(context.runtime.output_dir))
     overrides = [override for override in context.overrides.task if key_of(override) != "resume"]
-    handler: logging.Handler | None = None
-    try:
-        resolved = OmegaConf.create(plain(config))
-        root = check(resolved)
-        if root.resume is None:
-            directory.claim()
-        handler = logging.FileHandler(directory.path / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
-        return Outcome(directory.path, overrides, train(resolved, directory, overrides, command), None)
-    except Exception as error:
-        if isinstance(error, InterruptedRunError) and context.mode == RunMode.MULTIRUN:
-            # One Ctrl-C ends a sweep, not one of its jobs.
-            raise SystemExit(report(error)) from error
-        if context.mode == RunMode.MULTIRUN:
-            log.error("%s", explain(error) or "unexpected error", exc_info=explain(error) is None)
-        elif handler is not None:
-            # The terminal hears of it once, from `report`.
-            message = "".join(tracebacks.format_exception(error)) if explain(error) is None else str(explain(error))
-            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, message, (), None))
-        else:
-            remove_if_empty(directory.path)
-        return Outcome(directory.path, overrides, None, error)
-    finally:
-        if handler is not None:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+    with RunLog(directory.path / "train.log") as run_log:
+        try:
+            resolved = OmegaConf.create(plain(config))
+            if check(resolved).resume is None:
+                directory.claim()
+            result = train(resolved, directory, overrides, command, run_log)
+            return Outcome(directory.path, overrides, result, None)
+        except Exception as error:
+            if sweep and isinstance(error, InterruptedRunError):
+                # One Ctrl-C ends a sweep, not one of its jobs.
+                raise SystemExit(report(error)) from error
+            if sweep and not directory.holds_a_run():
+                # The folder is this job's own, and the only place where one would look for the reason.
+                run_log.begin()
+            run_log.error(error)
+            if sweep:
+                report(error)
+            return Outcome(directory.path, overrides, None, error)
+        finally:
+            remove_if_empty(directory.path, Path(OmegaConf.select(config, "output_root") or "outputs"))
 
 
-def remove_if_empty(directory: Path) -> None:
-    """Leave no empty folder behind a typo."""
-    for path in (directory, directory.parent):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+def remove_if_empty(directory: Path, root: Path) -> None:
+    """Leave no empty folder behind a typo, in or below the folder `root` of all runs."""
+    for path in (directory, *directory.parents):
+        if path == directory or root.absolute() in path.parents:
+            with contextlib.suppress(OSError):  # which is how a folder says that it is not empty
+                path.rmdir()
 
 
-def train(config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str]) -> Result:
+def train(
+    config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str], run_log: RunLog
+) -> Result:
     """Start or go on with the run in `directory`, and record how it ends."""
     state = None
     if config.resume is not None and CheckpointStore(directory.checkpoints).steps():
@@ -131,10 +130,11 @@ def train(config: DictConfig, directory: RunDirectory, overrides: list[str], com
             log.info("%s is finished (step %d): raise trainer.steps to go on", directory.path, state["step"])
             return Result(state["step"], state["best"]["step"], state["best"]["score"])
     first_step = 0 if state is None else int(state["step"])
+    trainer = build_trainer(config, directory, state=state)
+    # Everything fits: from here on the folder holds a run, and this start belongs to it.
+    run_log.begin()
     save_config(config, directory, overrides)
-    trainer = build_trainer(config, directory, first_step=first_step)
     if state is not None:
-        trainer.load_state(state)
         log.info("going on from step %d of %s", first_step, directory.path)
     images = trainer.images
     directory.add_provenance(

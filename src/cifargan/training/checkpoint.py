@@ -5,9 +5,10 @@ with `weights_only=True`: a checkpoint from elsewhere cannot run code.
 """
 
 import os
-import pickle
 import shutil
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,21 +40,24 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
         partial.replace(path)
         _sync_directory(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        # torch.save turns a full disk into a RuntimeError of its zip writer, and keeps what the system said behind it.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"could not write {path}: {reason}; what was there before is untouched") from error
+    finally:
+        # Nothing is left of a file that was cut short, be it by Ctrl-C.
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a rename durable, where the system lets a directory be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename durable, where the system can: not all let a directory be opened, or synced."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def load(path: Path) -> State:
@@ -63,10 +67,12 @@ def load(path: Path) -> State:
         UserError: the file is missing, damaged, no checkpoint, or of a format that this version does not know.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint at {path}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        # Damaged bytes can make the unpickler fail in any way.
         raise UserError(f"{path} is damaged or no checkpoint{_older(path)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is a torch file, but no cifargan checkpoint")
@@ -95,7 +101,7 @@ class CheckpointStore:
 
     def steps(self) -> list[Path]:
         """The step checkpoints, oldest first."""
-        return sorted(self.directory.glob("step_*.pt"))
+        return sorted(self.directory.glob(f"step_{'[0-9]' * 9}.pt"))
 
     def save(self, state: State, step: int, *, best: bool = False) -> Path:
         """Write `state` as the checkpoint of `step`, drop those beyond `keep`, and copy it to `best.pt` if it is."""
@@ -123,11 +129,11 @@ class CheckpointStore:
         steps = self.steps()
         if which == "last" and steps:
             return steps[-1]
-        name = f"step_{int(which):09d}.pt" if which.isdigit() else f"{which}.pt"
-        wanted = self.directory / name
-        if wanted.is_file():
-            return wanted
-        there = [str(int(path.stem.removeprefix("step_"))) for path in steps]
-        there += ["best"] if (self.directory / "best.pt").is_file() else []
+        there = {str(int(path.stem.removeprefix("step_"))): path for path in steps}
+        if (best := self.directory / "best.pt").is_file():
+            there["best"] = best
+        wanted = str(int(which)) if which.isdecimal() else which
+        if wanted in there:
+            return there[wanted]
         choice = f"there are {', '.join(there)}" if there else "the run has not written any yet"
         raise UserError(f"no checkpoint '{which}' in {self.directory}: {choice}")

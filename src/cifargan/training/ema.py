@@ -6,6 +6,7 @@ import math
 import torch
 from torch import nn
 
+from cifargan.errors import UserError
 from cifargan.models.interface import Generator
 
 
@@ -21,9 +22,18 @@ class WeightAverage:
         start: the step before which the average only follows the weights.
         ramp: if > 0, the half-life is at most `ramp` times the steps since `start` (Karras et al. 2022, EDM), so that
             a young run is not held back by weights that it has long left behind.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, generator: Generator, *, decay: float = 0.0, start: int = 0, ramp: float = 0.0) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UserError(f"trainer.ema.decay={decay}: must lie in [0, 1)")
+        if start < 0:
+            raise UserError(f"trainer.ema.start={start}: must be at least 0")
+        if not ramp >= 0.0:
+            raise UserError(f"trainer.ema.ramp={ramp}: must be at least 0")
         self.live = generator
         self.decay = decay
         self.start = start
@@ -50,4 +60,6 @@ class WeightAverage:
 @torch.no_grad()
 def copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Copy every buffer, integer ones included, from one network to its twin."""
-    torch._foreach_copy_(list(target.buffers()), list(source.buffers()))
+    # A network need not have any buffer, and the fused copy refuses an empty list.
+    if buffers := list(target.buffers()):
+        torch._foreach_copy_(buffers, list(source.buffers()))

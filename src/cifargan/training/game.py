@@ -170,8 +170,8 @@ class Game:
             "discriminator": self.discriminator.state_dict(),
             "ema": self.ema.generator.state_dict(),
             "regularizer": self.regularizer.state_dict(),
-            "g_optimizer": self.g_optimizer.state_dict(),
-            "d_optimizer": self.d_optimizer.state_dict(),
+            "g_optimizer": {"kind": type(self.g_optimizer).__name__, **self.g_optimizer.state_dict()},
+            "d_optimizer": {"kind": type(self.d_optimizer).__name__, **self.d_optimizer.state_dict()},
             "precision": self.precision.state_dict(),
             "stream": self.stream.state_dict(),
             "rng": rng_state(self.device),
@@ -181,14 +181,14 @@ class Game:
         """Go on from `state`.
 
         Raises:
-            UserError: it belongs to other networks or to other data.
+            UserError: it belongs to other networks, other optimisers or other data.
         """
         load_network(self.generator, state["generator"], "generator")
         load_network(self.discriminator, state["discriminator"], "discriminator")
         load_network(self.ema.generator, state["ema"], "averaged generator")
         load_network(self.regularizer, state["regularizer"], "regularizer")
-        self.g_optimizer.load_state_dict(state["g_optimizer"])
-        self.d_optimizer.load_state_dict(state["d_optimizer"])
+        load_optimizer(self.g_optimizer, state["g_optimizer"], "generator")
+        load_optimizer(self.d_optimizer, state["d_optimizer"], "discriminator")
         self.precision.load_state_dict(state["precision"])
         self.stream.load_state_dict(state["stream"])
         self.step = state["step"]
@@ -208,6 +208,18 @@ def load_network(network: nn.Module, state: State, name: str) -> None:
             here, there = (tuple(d[key].shape) if key in d else "absent" for d in (own, state))
             raise UserError(f"the checkpoint is of another {name}: {key} is {there} there and {here} here")
     network.load_state_dict(state)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) -> None:
+    """Load the moments of every weight; the settings stay those of this run, so that new ones take effect.
+
+    Raises:
+        UserError: they are the moments of another kind of optimiser.
+    """
+    kind = type(optimizer).__name__
+    if state["kind"] != kind:
+        raise UserError(f"the checkpoint is of another optimizer: the {name} has {state['kind']} there and {kind} here")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextmanager

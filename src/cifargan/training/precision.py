@@ -24,7 +24,7 @@ class Precision:
     """Autocast, loss scaling (fp16 alone needs it), and the optimiser step that goes with them.
 
     Losses, statistics and master weights stay in float32. With fp16 the loss scaler looks at the gradients on the host
-    once per update; with bf16 and fp32 nothing waits.
+    once per update and skips those that overflowed; with bf16 and fp32 nothing waits.
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
@@ -44,13 +44,19 @@ class Precision:
         torch.autograd.backward(self.scaler.scale(loss))
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Update the weights, drop the gradients, and return their norm before that, () float32 on the device."""
+        """Update the weights, drop the gradients, and return their norm before that, () float32 on the device.
+
+        The norm is 0 for an update that fp16 had to skip.
+        """
         self.scaler.unscale_(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            # An overflow has cost one update and lowered the scale: that is how scaling works, and no divergence.
+            norm = norm.where(norm.isfinite(), 0.0)
         return norm
 
     def figures(self) -> dict[str, float]:

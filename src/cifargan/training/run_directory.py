@@ -100,7 +100,8 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     """The commit of the checkout around `directory` and whether it was changed; None outside of one."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(directory), *arguments]
+        # Without the optional lock, which a commit made meanwhile would stumble over.
+        command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
     try:

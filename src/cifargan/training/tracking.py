@@ -40,7 +40,7 @@ class Tracker:
         self.first_step = first_step
         self.started = time.monotonic()
         self._forget_after(first_step)
-        self.writer = SummaryWriter(str(directory.path), purge_step=first_step + 1 if first_step else None)
+        self.writer = SummaryWriter(str(directory.path), purge_step=first_step + 1)
         self.metrics = directory.metrics.open("a", encoding="utf-8")
         self.redirect = logging_redirect_tqdm()
         # A bar on a terminal, plain lines in a log file.
@@ -64,7 +64,7 @@ class Tracker:
         path = self.directory.metrics
         if not path.exists():
             return
-        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        kept = [line + b"\n" for line in path.read_bytes().splitlines() if _step_of(line) <= step]
         write_atomically(path, b"".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,6 +1,7 @@
 """The one training loop: plays the game, and does what is due between its rounds."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +95,11 @@ class Trainer:
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
                 self.tracker.advance(self.step)
-                self._do_what_is_due(stopping=interruption.requested is not None)
-                if interruption.requested is not None:
-                    raise InterruptedRunError(
-                        interruption.requested, f"stopped at step {self.step}, checkpoint written"
-                    )
+                # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
+                signal = interruption.requested
+                self._do_what_is_due(stopping=signal is not None)
+                if signal is not None:
+                    raise InterruptedRunError(signal, f"stopped at step {self.step}, checkpoint written")
         return Result(self.step, self.best_step, self.best_score)
 
     def sampler(self, *, standing_batches: int = 16) -> Sampler:
@@ -124,7 +125,7 @@ class Trainer:
 
         save = due(self.schedule.checkpoint_every) or stopping
         best = False
-        if save or due(self.schedule.log_every):
+        if save or due(self.schedule.log_every) or due(self.evaluator.every):
             self._check_finite()
         if due(self.schedule.log_every):
             self._log()
@@ -190,7 +191,7 @@ class Trainer:
         self.tracker.scalars(self.step, scores)
         log.info("step %d  %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         score = scores[self.evaluator.monitor]
-        if self.best_score is not None and score >= self.best_score:
+        if not math.isfinite(score) or (self.best_score is not None and score >= self.best_score):
             return False
         self.best_score, self.best_step = score, self.step
         return True
@@ -215,8 +216,10 @@ class Trainer:
         if tuple(state["classes"]) != self.images.classes:
             raise UserError(f"the checkpoint has the classes {state['classes']}, the data {list(self.images.classes)}")
         self.game.load_state(state)
-        self.running = RunningMeans(state["running"]["names"]).to(self.game.device)
+        self.running = RunningMeans(state["running"]["names"])
         self.running.load_state_dict(state["running"]["sums"])
+        # After loading, which puts the checkpoint's tensors, on the CPU, in the place of its own.
+        self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
         self.best_score, self.best_step = state["best"]["score"], state["best"]["step"]
 

@@ -12,12 +12,12 @@ POOR = 0.1  # share of the real images' spread below which the samples are all a
 
 
 def spread(images: Tensor) -> float:
-    """How much images differ: the standard deviation over the batch, averaged over the pixels.
+    """How much images differ: the standard deviation over the batch, averaged over the pixels; 0 for a single image.
 
     Args:
         images: (N, 3, H, W) uint8.
     """
-    return float(images.float().std(dim=0).mean())
+    return float(images.float().std(dim=0, correction=0).mean())
 
 
 class CollapseWatch:
@@ -52,7 +52,7 @@ class CollapseWatch:
 
     def look_at_samples(self, images: Tensor, step: int) -> None:
         """Samples (N, 3, H, W) uint8 from different latents that hardly differ."""
-        if spread(images) < POOR * self.real_spread:
+        if len(images) > 1 and spread(images) < POOR * self.real_spread:
             self._warn(
                 "samples",
                 f"step {step}: the samples hardly differ from one another (spread {spread(images):.1f} against "

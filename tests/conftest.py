@@ -1,0 +1,96 @@
+"""What more than one folder of tests needs: the command line in this process, and the shipped configuration."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from unittest.mock import patch
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from cifargan.build import plain
+from cifargan.cli import main
+from cifargan.config import conf_dir
+
+
+@contextlib.contextmanager
+def _own_world(folder: Path) -> Iterator[None]:
+    """Run in `folder` and put back all that a command changes in its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "CIFARGAN_CACHE": str(folder / ".cache")}
+    try:
+        with (
+            contextlib.chdir(folder),
+            patch.object(sys, "argv", ["cifargan"]),
+            patch.dict(os.environ, environment),
+            torch.random.fork_rng(),
+        ):
+            yield
+    finally:
+        GlobalHydra.instance().clear()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="session")
+def invoke() -> Callable[..., CompletedProcess[str]]:
+    """A function that runs `cifargan ARGUMENTS` in a folder, within this process."""
+
+    def run(folder: Path, *arguments: str) -> CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with _own_world(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(list(arguments))
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0
+        return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def command(invoke: Callable[..., CompletedProcess[str]], tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
+    """A function that runs `cifargan ARGUMENTS` in this test's own folder."""
+    return lambda *arguments: invoke(tmp_path, *arguments)
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """A function that composes what `cifargan train OVERRIDES` would train, every interpolation resolved."""
+
+    def compose(*overrides: str) -> DictConfig:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            # Where no experiment gives a name, it asks Hydra's runtime for the model's, and there is no runtime here.
+            name = [] if any(override.startswith("experiment=") for override in overrides) else ["name=test"]
+            return OmegaConf.create(plain(hydra.compose("train", [*name, "device=cpu", *overrides])))
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def narrowed() -> Callable[[DictConfig], list[str]]:
+    """A function that gives the overrides that make every network of a configuration eight channels wide."""
+
+    def narrow(config: DictConfig) -> list[str]:
+        found = []
+        for part in ("generator", "discriminator"):
+            for key, value in config.model[part].items():
+                if key in ("channels", "base_channels", "stem_channels"):
+                    width = 8 if isinstance(value, int) else [8] * len(value)
+                    found.append(f"model.{part}.{key}={width}".replace(" ", ""))
+        return found
+
+    return narrow

@@ -1,0 +1,167 @@
+"""Small games: built part by part, or from the shipped configuration."""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from cifargan import build
+from cifargan.config import conf_dir
+from cifargan.data.sources import ImageSet
+from cifargan.data.stream import ImageStream
+from cifargan.models.dense import DenseDiscriminator, DenseGenerator
+from cifargan.models.heads import ProjectionHead
+from cifargan.objectives.adversarial import HingeLoss
+from cifargan.objectives.classification import NoClassification
+from cifargan.objectives.regularizers import NoRegularizer
+from cifargan.training.ema import WeightAverage
+from cifargan.training.game import Game
+from cifargan.training.precision import Precision, PrecisionName
+from cifargan.training.run_directory import RunDirectory
+from cifargan.training.schedule import Schedule
+from cifargan.training.trainer import Trainer
+
+read_data = build.build_data
+
+SMALL = [
+    "name=small",
+    "device=cpu",
+    "precision=fp32",
+    "data=digits",
+    "data.image_size=16",
+    "data.splits=[test]",
+    "trainer.batch_size=10",
+    "trainer.samples_per_class=2",
+    "trainer.steps=8",
+    "trainer.log_every=3",
+    "trainer.sample_every=1000",
+    "trainer.checkpoint_every=1000",
+]
+
+
+@pytest.fixture(autouse=True)
+def restore_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Building a trainer sets torch's global switches: put them back."""
+    benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    yield
+    torch.backends.cudnn.benchmark = benchmark
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """40 random pictures of 4 classes, 16x16."""
+    generator = torch.Generator().manual_seed(5)
+    return ImageSet(
+        images=torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        labels=torch.arange(40) % 4,
+        classes=("ant", "bee", "cat", "dog"),
+        name="noise",
+        splits=("train",),
+        flip=True,
+    )
+
+
+@pytest.fixture
+def new_game(images: ImageSet) -> Callable[..., Game]:
+    """A function that makes a game of two narrow networks; each part and each number can be replaced.
+
+    `generator` and `discriminator` are functions, so that their weights are drawn after seeding.
+    """
+
+    def make(
+        *,
+        generator: Callable[..., Any] = NARROW_G,
+        discriminator: Callable[..., Any] = NARROW_D,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        g_lr: float = 1e-3,
+        d_lr: float = 1e-3,
+        loss: Any = None,
+        regularizer: Any = None,
+        classification: Any = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        ema: dict[str, Any] | None = None,
+        precision: PrecisionName = "fp32",
+        device: str = "cpu",
+        **schedule: Any,
+    ) -> Game:
+        torch.manual_seed(0)
+        target = torch.device(device)
+        shape = {"num_classes": images.num_classes, "image_size": images.image_size}
+        g, d = generator(**shape).to(target), discriminator(**shape).to(target)
+        numbers = {"steps": 10, "batch_size": 8, "d_steps": 1, "accumulate": 1, "log_every": 2, "sample_every": 5}
+        numbers |= {"samples_per_class": 2, "checkpoint_every": 5, "keep": 2, **schedule}
+        plan = Schedule(**numbers)
+        return Game(
+            generator=g,
+            discriminator=d,
+            loss=loss or HingeLoss(),
+            regularizer=(regularizer or NoRegularizer()).to(target),
+            classification=classification or NoClassification(),
+            augment=augment or nn.Identity(),
+            stream=ImageStream(images=images, batch_size=plan.micro_batch, device=target, seed=0),
+            g_optimizer=optimizer(g.parameters(), lr=g_lr),
+            d_optimizer=optimizer(d.parameters(), lr=d_lr),
+            ema=WeightAverage(g, **(ema or {})),
+            precision=Precision(precision, target),
+            schedule=plan,
+            num_classes=images.num_classes,
+            device=target,
+        )
+
+    return make
+
+
+NARROW_G = partial(DenseGenerator, latent_dim=4, stem_channels=4, channels=4)
+NARROW_D = partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=ProjectionHead)
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """The shipped configuration for a small run on digits, with overrides."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return OmegaConf.create(build.plain(hydra.compose("train", [*SMALL, *overrides])))
+
+
+@cache
+def data(node: str) -> ImageSet:
+    """What a data node, as YAML, describes: read once for all tests, which only look at it."""
+    return read_data(cast(DictConfig, OmegaConf.create(node)))
+
+
+@pytest.fixture
+def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    """A function that builds the trainer of a run in the folder `name` from overrides."""
+    monkeypatch.setattr(build, "build_data", lambda node: data(OmegaConf.to_yaml(node)))
+
+    def make(name: str, *overrides: str, first_step: int = 0) -> Trainer:
+        directory = RunDirectory(tmp_path / name)
+        directory.path.mkdir(exist_ok=True)
+        return build.build_trainer(composed(*overrides).copy(), directory, first_step=first_step)
+
+    return make
+
+
+@pytest.fixture
+def differences() -> Callable[[Any, Any], list[str]]:
+    """A function that names every place at which two states are not the same bits."""
+
+    def compare(a: Any, b: Any, where: str = "") -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+            return [line for key in a for line in compare(a[key], b[key], f"{where}/{key}")]
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            return [line for i, pair in enumerate(zip(a, b, strict=True)) for line in compare(*pair, f"{where}/{i}")]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+        return [] if type(a) is type(b) and a == b else [where]
+
+    return compare

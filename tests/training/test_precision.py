@@ -1,0 +1,117 @@
+"""Number formats: what auto means, what autocast casts, and the loss scaling of float16."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from cifargan.errors import UserError
+from cifargan.training.game import Game
+from cifargan.training.precision import Precision, PrecisionName, resolve
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_float32_without_cuda() -> None:
+    assert resolve("auto", CPU) == "fp32"
+    assert Precision("auto", CPU).name == "fp32"
+
+
+@pytest.mark.parametrize(("supported", "name"), [(True, "bf16"), (False, "fp16")])
+def test_auto_on_cuda_asks_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, name: str) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return supported or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert resolve("auto", torch.device("cuda")) == name
+    assert resolve("fp32", torch.device("cuda")) == "fp32"
+
+
+def test_float16_without_cuda_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="precision=fp16 needs a CUDA device") as error:
+        Precision("fp16", CPU)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_changes_products_and_no_weights(name: PrecisionName, dtype: torch.dtype) -> None:
+    layer = nn.Linear(4, 4)
+    with Precision(name, CPU).autocast():
+        assert layer(torch.ones(2, 4)).dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+def test_a_step_updates_returns_the_norm_and_drops_the_gradients() -> None:
+    layer = nn.Linear(2, 1)
+    nn.init.zeros_(layer.weight)
+    precision, optimizer = Precision("fp32", CPU), torch.optim.SGD(layer.parameters(), lr=1.0)
+    precision.backward(layer(torch.tensor([[3.0, 4.0]])).sum())
+    norm = precision.step(optimizer)
+    assert norm.shape == ()
+    assert float(norm) == pytest.approx(26.0**0.5)  # of (3, 4) for the weight and 1 for the bias
+    assert layer.weight.tolist() == [[-3.0, -4.0]]
+    assert all(p.grad is None for p in layer.parameters())
+    assert precision.figures() == {}
+
+
+def scaled(scale: float) -> Precision:
+    """The arithmetic of fp16 on the CPU, whose autocast knows bfloat16 only."""
+    precision = Precision("fp32", CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    return precision
+
+
+def test_loss_scaling_changes_no_update() -> None:
+    layer = nn.Linear(2, 1)
+    nn.init.zeros_(layer.weight)
+    precision, optimizer = scaled(1024.0), torch.optim.SGD(layer.parameters(), lr=1.0)
+    precision.backward(layer(torch.tensor([[3.0, 4.0]])).sum())
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[3072.0, 4096.0]]
+    assert float(precision.step(optimizer)) == pytest.approx(26.0**0.5)
+    assert layer.weight.tolist() == [[-3.0, -4.0]]
+    assert precision.figures() == {"loss_scale": 1024.0}
+
+
+def test_an_overflow_skips_the_update_lowers_the_scale_and_is_no_divergence() -> None:
+    layer = nn.Linear(2, 1)
+    before = layer.weight.detach().clone()
+    precision, optimizer = scaled(1024.0), torch.optim.SGD(layer.parameters(), lr=1.0)
+    precision.backward(layer(torch.ones(1, 2)).sum() * torch.inf)
+    assert torch.isfinite(precision.step(optimizer))
+    assert torch.equal(layer.weight, before)
+    assert precision.figures() == {"loss_scale": 512.0}
+
+
+def test_several_discriminator_updates_a_round_work_with_loss_scaling(new_game: Callable[..., Game]) -> None:
+    plain, scaling = new_game(d_steps=3), new_game(d_steps=3)
+    scaling.precision = scaled(256.0)
+    for game in (plain, scaling):
+        torch.manual_seed(1)
+        game.iterate()
+        game.iterate()
+    for a, b in zip(plain.discriminator.parameters(), scaling.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(plain.generator.parameters(), scaling.generator.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_scale_and_its_history_survive_a_round_trip() -> None:
+    first, parameter = scaled(1024.0), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+    def update(precision: Precision) -> None:
+        precision.backward(parameter.sum())
+        precision.step(optimizer)
+
+    update(first)
+    update(first)
+    second = scaled(2.0)
+    second.load_state_dict(first.state_dict())
+    update(second)  # the third good update in a row, so the scale doubles
+    assert second.figures() == {"loss_scale": 2048.0}
+    # A run that goes on in another format starts without one.
+    Precision("bf16", CPU).load_state_dict(first.state_dict())
+    first.load_state_dict(Precision("bf16", CPU).state_dict())
+    assert first.figures() == {"loss_scale": 1024.0}

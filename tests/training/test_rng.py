@@ -1,0 +1,63 @@
+"""Seeding, saving and restoring of what training draws from."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from cifargan.training.rng import be_deterministic, restore_rng, rng_state, seed_everything
+
+CPU = torch.device("cpu")
+
+
+def draws() -> tuple[float, float, list[float]]:
+    return random.random(), float(np.random.rand()), torch.rand(3).tolist()  # noqa: NPY002 - what libraries draw from
+
+
+def test_a_seed_decides_what_is_drawn_on_the_host() -> None:
+    seed_everything(3)
+    first = draws()
+    seed_everything(3)
+    assert draws() == first
+    seed_everything(4)
+    assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+def test_a_restored_state_goes_on_where_it_was_saved() -> None:
+    torch.manual_seed(0)
+    torch.rand(5)
+    state = rng_state(CPU)
+    expected = torch.randn(7)
+    torch.manual_seed(99)
+    restore_rng(state, CPU)
+    assert torch.equal(torch.randn(7), expected)
+    assert all(value.dtype == torch.uint8 and value.device == CPU for value in state.values())
+
+
+def test_the_state_of_a_device_that_is_not_here_is_left_alone() -> None:
+    state = rng_state(CPU) | {"cuda": torch.zeros(16, dtype=torch.uint8)}
+    expected = torch.rand(2)
+    restore_rng(state, CPU)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_determinism_can_be_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    be_deterministic(False)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    be_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    be_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_a_workspace_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    be_deterministic(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

@@ -1,0 +1,89 @@
+"""How long, how often, how large: what is refused, and the decay of the learning rates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cifargan.errors import UserError
+from cifargan.training.game import Game
+from cifargan.training.schedule import Schedule
+
+GOOD: dict[str, Any] = {
+    "steps": 100,
+    "batch_size": 12,
+    "d_steps": 1,
+    "accumulate": 3,
+    "log_every": 10,
+    "sample_every": 10,
+    "samples_per_class": 10,
+    "checkpoint_every": 10,
+    "keep": 2,
+}
+
+
+@pytest.mark.parametrize("name", list(GOOD))
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_one_are_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"trainer.{name}={value}") as error:
+        Schedule(**{**GOOD, name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"accumulate": 5}, "trainer.batch_size=12 .* trainer.accumulate=5"),
+        ({"accumulate": 24}, "trainer.batch_size=12 .* trainer.accumulate=24"),
+        ({"lr_decay_from": -1}, "trainer.lr_decay_from=-1"),
+        ({"lr_decay_from": 101}, "trainer.lr_decay_from=101.*trainer.steps=100"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(bad: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Schedule(**{**GOOD, **bad})
+    assert "\n" not in str(error.value)
+
+
+def test_micro_batches_make_up_the_batch() -> None:
+    assert Schedule(**GOOD).micro_batch == 4
+
+
+def test_learning_rates_are_constant_unless_asked() -> None:
+    schedule = Schedule(**GOOD)
+    assert [schedule.learning_rate_factor(step) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("start", [0, 60])
+def test_decay_is_linear_from_one_to_zero(start: int) -> None:
+    schedule = Schedule(**GOOD, lr_decay_from=start)
+    assert schedule.learning_rate_factor(0) == 1.0
+    assert schedule.learning_rate_factor(start) == 1.0
+    assert schedule.learning_rate_factor(start + 1) == pytest.approx(1.0 - 1.0 / (100 - start), rel=1e-12)
+    assert schedule.learning_rate_factor((start + 100) // 2) == pytest.approx(0.5, rel=1e-12)
+    assert schedule.learning_rate_factor(99) == pytest.approx(1.0 / (100 - start), rel=1e-12)
+    assert schedule.learning_rate_factor(100) == 0.0
+
+
+def test_a_decay_that_begins_at_the_end_never_begins() -> None:
+    schedule = Schedule(**GOOD, lr_decay_from=100)
+    assert schedule.learning_rate_factor(99) == 1.0
+
+
+def rates(game: Game) -> tuple[float, float]:
+    return game.g_optimizer.param_groups[0]["lr"], game.d_optimizer.param_groups[0]["lr"]
+
+
+def test_both_optimisers_follow_also_after_a_resume(new_game: Callable[..., Game]) -> None:
+    settings: dict[str, Any] = {"g_lr": 1e-3, "d_lr": 4e-3, "steps": 4, "lr_decay_from": 2}
+    game = new_game(**settings)
+    seen = []
+    for _ in range(3):
+        game.iterate()
+        seen.append(rates(game))
+    resumed = new_game(**settings)
+    resumed.load_state(game.state())
+    resumed.iterate()
+    seen.append(rates(resumed))
+    expected = [(1e-3, 4e-3), (1e-3, 4e-3), (1e-3, 4e-3), (5e-4, 2e-3)]
+    assert [rate for pair in seen for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])

@@ -1,0 +1,475 @@
+"""The whole loop: runs that go on in the same bits, that stop when they must, and keep what they should."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cifargan.errors import UserError
+from cifargan.evaluation.evaluator import Evaluator
+from cifargan.sampling import Sampler
+from cifargan.training.checkpoint import CheckpointStore, State, load
+from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.trainer import DivergedError, Trainer
+
+TrainerMaker = Callable[..., Trainer]
+Differences = Callable[[Any, Any], list[str]]
+
+TWO_CLASSES = 'data.classes=["0","1"]'  # 69 images, so that a short run sees the end of an epoch
+EVERYTHING = [
+    "model=cdcgan_concat",
+    "model.generator.stem_channels=8",
+    "model.generator.channels=8",
+    "model.generator.spectral_norm=true",
+    "model.discriminator.channels=[8,8]",
+    "model.discriminator.spectral_norm=true",
+    "model.discriminator.dropout=0.3",
+    "regularizer=lecam",
+    "regularizer.start=2",
+    "augment=diffaugment",
+    "trainer.ema.decay=0.9",
+    "trainer.ema.start=1",
+]
+SMALL_BIGGAN = [
+    "model.generator.channels=8",
+    "model.generator.latent_dim=9",
+    "model.generator.class_embedding_dim=4",
+    "model.generator.attention=[8]",
+    "model.discriminator.channels=8",
+    "model.discriminator.attention=[8]",
+]
+RECIPES = {
+    "everything": [*EVERYTHING, "trainer.accumulate=2", "trainer.lr_decay_from=4", "trainer.ema.ramp=0.5"],
+    "biggan": ["model=biggan", "loss=hinge_smooth", "regularizer=lecam", *SMALL_BIGGAN, "trainer.d_steps=1"],
+    "reacgan": [
+        "model=reacgan",
+        "loss=hinge",
+        *SMALL_BIGGAN,
+        "model.discriminator.head.embedding_dim=8",
+        "trainer.d_steps=1",
+    ],
+    "dcgan": [
+        "model=cdcgan",
+        "model.generator.base_channels=4",
+        "model.discriminator.base_channels=4",
+        "model.discriminator.dropout=0.3",
+        "trainer.ema.decay=0.9",
+        "precision=bf16",
+    ],
+    "wgan": [
+        "model=csagan",
+        "loss=wasserstein",
+        "trainer.d_steps=2",
+        "model.generator.stem_channels=8",
+        "model.generator.channels=8",
+        "model.generator.attention=[8]",
+        "model.discriminator.channels=[8,8]",
+        "model.discriminator.attention=[8]",
+    ],
+}
+SIMPLE = [
+    "model=dcgan_dense",
+    "model.generator.stem_channels=4",
+    "model.generator.channels=4",
+    "model.discriminator.channels=[4,4]",
+]
+
+
+def scalars(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("speed/")} for line in lines]
+
+
+def last_state(path: Path) -> State:
+    """The newest checkpoint but for the configuration, which knows the folder's name."""
+    store = CheckpointStore(path / "checkpoints")
+    return {key: value for key, value in load(store.find("last")).items() if key != "config"}
+
+
+def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+    """Do something while step `step` is under way."""
+    iterate = trainer.game.iterate
+
+    def wrapped() -> dict[str, Tensor]:
+        if trainer.step == step - 1:
+            act()
+        return iterate()
+
+    monkeypatch.setattr(trainer.game, "iterate", wrapped)
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+class Scripted(Evaluator):
+    """Draws images and gives the scores it was told to, one after the other."""
+
+    monitor = "score/fd"
+
+    def __init__(self, *scores: float, every: int = 1, act: Callable[[], Any] = lambda: None) -> None:
+        self.scores = list(scores)
+        self.every = every
+        self.act = act
+
+    def evaluate(self, sampler: Sampler) -> dict[str, float]:
+        self.act()
+        assert sampler.sample(4, seed=1).dtype == torch.uint8
+        return {"score/fd": self.scores.pop(0)} if self.scores else {}
+
+
+# The same bits
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_an_interrupted_run_ends_in_the_same_bits_as_a_straight_one(
+    new_trainer: TrainerMaker,
+    differences: Differences,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: str,
+) -> None:
+    overrides = [*RECIPES[recipe], TWO_CLASSES]
+    straight = new_trainer("straight", *overrides)
+    straight.fit()
+    images_seen = straight.game.stream.images_seen
+    assert images_seen == 8 * 10 * straight.schedule.d_steps > len(straight.images)
+
+    first = new_trainer("resumed", *overrides)
+    during(first, monkeypatch, 5, terminate)  # in the middle of a window of 3 steps
+    with pytest.raises(InterruptedRunError, match="stopped at step 5, checkpoint written") as error:
+        first.fit()
+    assert error.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    torch.manual_seed(99)
+    second = new_trainer("resumed", *overrides, first_step=5)
+    torch.manual_seed(98)
+    second.load_state(load(second.checkpoints.find("last")))
+    assert second.step == 5
+    assert second.fit().step == 8
+
+    assert differences(last_state(tmp_path / "straight"), last_state(tmp_path / "resumed")) == []
+    assert scalars(tmp_path / "straight") == scalars(tmp_path / "resumed")
+    assert [line["step"] for line in scalars(tmp_path / "resumed")] == [3, 6, 8]
+
+
+def test_the_comparison_above_sees_a_single_draw_too_many(
+    new_trainer: TrainerMaker, differences: Differences, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, act in (("a", lambda: None), ("b", lambda: torch.rand(1))):
+        trainer = new_trainer(name, *EVERYTHING)
+        during(trainer, monkeypatch, 8, act)
+        trainer.fit()
+    different = differences(last_state(tmp_path / "a"), last_state(tmp_path / "b"))
+    parts = {path.split("/")[1] for path in different}
+    assert {"generator", "discriminator", "ema", "regularizer", "g_optimizer", "d_optimizer", "rng"} <= parts
+
+
+@pytest.mark.parametrize("recipe", ["everything", "biggan"])
+def test_deterministic_runs_are_equal_bit_for_bit(
+    new_trainer: TrainerMaker, differences: Differences, tmp_path: Path, recipe: str
+) -> None:
+    for name in ("a", "b"):
+        trainer = new_trainer(name, *RECIPES[recipe], "trainer.steps=4", "deterministic=true")
+        assert torch.are_deterministic_algorithms_enabled()
+        trainer.fit()
+        torch.manual_seed(99)
+    assert differences(last_state(tmp_path / "a"), last_state(tmp_path / "b")) == []
+    assert scalars(tmp_path / "a") == scalars(tmp_path / "b")
+
+
+def test_another_seed_is_another_run(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        new_trainer(name, *SIMPLE, f"seed={name}", "trainer.steps=1").fit()
+    assert scalars(tmp_path / "1")[0]["loss/discriminator"] != scalars(tmp_path / "2")[0]["loss/discriminator"]
+
+
+@pytest.mark.parametrize("recipe", ["everything", "biggan"])
+def test_training_goes_on_as_if_nobody_had_looked(
+    new_trainer: TrainerMaker, differences: Differences, tmp_path: Path, recipe: str
+) -> None:
+    short = ["trainer.steps=2", "trainer.lr_decay_from=1"]
+    quiet = new_trainer("quiet", *RECIPES[recipe], *short)
+    quiet.fit()
+    expected = quiet.game.state()
+    watched = new_trainer("watched", *RECIPES[recipe], *short, "trainer.sample_every=1")
+    watched.evaluator = Scripted(5.0, 4.0)
+    watched.fit()
+    assert len(list((tmp_path / "watched" / "samples").glob("step_*.png"))) == 2
+    assert watched.best_score == 4.0
+    assert differences(expected, watched.game.state()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_in_the_same_bits_in_a_new_one(differences: Differences, tmp_path: Path) -> None:
+    """Everything at once through the command line: SIGKILL, a new process, and the end of a run never stopped."""
+    common = [
+        *EVERYTHING,
+        TWO_CLASSES,
+        *("data=digits", "data.image_size=16", "data.splits=[test]", "device=cpu", "seed=3"),
+        *("trainer.batch_size=8", "trainer.samples_per_class=2", "trainer.sample_every=1000", "trainer.log_every=5"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cifargan", "train", *arguments]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    straight = start(*common, "trainer.steps=12", "hydra.run.dir=straight")
+    # Longer, so that it is still running when it is killed; all its checkpoints are kept, and all but one deleted.
+    endless = ("trainer.steps=100000", "trainer.checkpoint_every=7", "trainer.keep=100000", "hydra.run.dir=killed")
+    killed = start(*common, *endless)
+    wanted = tmp_path / "killed" / "checkpoints" / "step_000000007.pt"
+    try:
+        while not wanted.exists():
+            assert killed.poll() is None, killed.communicate()[1]
+            time.sleep(0.02)
+    finally:
+        killed.kill()
+        killed.communicate()
+    for path in wanted.parent.iterdir():
+        if path != wanted:
+            path.unlink()
+    resumed = start("resume=killed", "trainer.steps=12")
+    for process in (straight, resumed):
+        message = process.communicate()[1]
+        assert process.returncode == 0, message
+    assert "going on from step 7" in message
+    assert differences(last_state(tmp_path / "straight"), last_state(tmp_path / "killed")) == []
+    assert scalars(tmp_path / "straight") == scalars(tmp_path / "killed")
+    assert [line["step"] for line in scalars(tmp_path / "killed")] == [5, 10, 12]
+
+
+# Stopping
+
+
+def test_a_signal_during_an_evaluation_ends_the_run_with_a_checkpoint_of_that_very_step(
+    new_trainer: TrainerMaker,
+) -> None:
+    trainer = new_trainer("run", *SIMPLE)
+    trainer.evaluator = Scripted(every=3, act=lambda: signal.raise_signal(signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRunError) as error:
+        trainer.fit()
+    assert error.value.signal == signal.SIGINT
+    assert f"stopped at step {trainer.step}, checkpoint written" in str(error.value)
+    assert load(trainer.checkpoints.find("last"))["step"] == trainer.step
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_ctrl_c_ends_it_at_once(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE)
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    trainer.evaluator = Scripted(every=3, act=twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Hand out images that are no numbers in one step."""
+    draw = trainer.game.stream.next
+    calls = 0
+
+    def wrapped() -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        x, y = draw()
+        return (x * torch.nan if calls == step else x), y
+
+    monkeypatch.setattr(trainer.game.stream, "next", wrapped)
+
+
+def test_a_diverged_run_names_the_term_the_step_and_the_last_good_checkpoint(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=2", "trainer.log_every=100")
+    poison(trainer, monkeypatch, 5)
+    with pytest.raises(DivergedError, match=r"^loss/discriminator is not finite since step 5: ") as error:
+        trainer.fit()
+    good = trainer.checkpoints.steps()
+    assert [path.name for path in good] == ["step_000000002.pt", "step_000000004.pt"]
+    assert f"the last good checkpoint is {good[-1]}" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert trainer.step == 6
+    for path in good:
+        state = load(path)
+        for part in ("generator", "discriminator", "ema"):
+            assert all(value.isfinite().all() for value in state[part].values())
+
+
+def test_before_the_first_checkpoint_it_says_so(new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer("run", *SIMPLE)
+    poison(trainer, monkeypatch, 1)
+    with pytest.raises(DivergedError, match=r"since step 1: .*no checkpoint had been written yet"):
+        trainer.fit()
+    assert trainer.checkpoints.steps() == []
+
+
+def test_a_diverged_generator_is_never_kept_as_the_best(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of NaN is black, and a black image has a score."""
+    trainer = new_trainer("run", *SIMPLE, "trainer.log_every=100")
+    trainer.evaluator = Scripted(5.0, 4.0, every=3)
+    poison(trainer, monkeypatch, 5)
+    with pytest.raises(DivergedError, match="since step 5"):
+        trainer.fit()
+    assert load(trainer.checkpoints.find("best"))["step"] == 3
+    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
+
+
+def test_an_interrupted_run_that_has_diverged_keeps_no_checkpoint_of_it(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.log_every=100")
+    poison(trainer, monkeypatch, 2)
+    during(trainer, monkeypatch, 3, terminate)
+    with pytest.raises(DivergedError, match="since step 2"):
+        trainer.fit()
+    assert trainer.checkpoints.steps() == []
+
+
+# What is kept and shown
+
+
+def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    nan = float("nan")
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=6", "trainer.keep=1")
+    trainer.evaluator = Scripted(nan, 5.0, 7.0, 3.0, nan, 4.0)
+    result = trainer.fit()
+    assert (result.step, result.best_step, result.best_score) == (6, 4, 3.0)
+    assert load(trainer.checkpoints.find("best"))["step"] == 4
+    resumed = new_trainer("run", *SIMPLE, "trainer.steps=8", "trainer.keep=1", first_step=6)
+    resumed.load_state(load(resumed.checkpoints.find("last")))
+    resumed.evaluator = Scripted(3.5, 2.5)
+    result = resumed.fit()
+    assert (result.step, result.best_step, result.best_score) == (8, 8, 2.5)
+    scores = [(line["step"], line["score/fd"]) for line in scalars(tmp_path / "run") if "score/fd" in line]
+    assert scores == [(1, None), (2, 5.0), (3, 7.0), (4, 3.0), (5, None), (6, 4.0), (7, 3.5), (8, 2.5)]
+
+
+def test_a_run_without_an_evaluator_has_no_best(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=1")
+    result = trainer.fit()
+    assert (result.step, result.best_step, result.best_score) == (1, None, None)
+    with pytest.raises(UserError, match=r"there are 1$"):
+        trainer.checkpoints.find("best")
+
+
+def test_what_is_logged_is_the_mean_over_the_window(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer = new_trainer("run", *EVERYTHING, "trainer.steps=7", "trainer.log_every=4", "trainer.lr_decay_from=0")
+    seen: list[dict[str, float]] = []
+    iterate = trainer.game.iterate
+
+    def wrapped() -> dict[str, Tensor]:
+        metrics = iterate()
+        seen.append({name: float(value) for name, value in metrics.items()})
+        return metrics
+
+    monkeypatch.setattr(trainer.game, "iterate", wrapped)
+    trainer.fit()
+    first, last = scalars(tmp_path / "run")
+    assert (first["step"], last["step"]) == (4, 7)
+    for line, window in ((first, seen[:4]), (last, seen[4:])):
+        for name in window[0]:
+            mean = sum(values[name] for values in window) / len(window)
+            assert line[name] == pytest.approx(mean, rel=1e-4, abs=1e-6), name
+    # The rate of the last update, which was counted from 0.
+    assert last["learning_rate/generator"] == pytest.approx(2e-4 * (1 - 6 / 7))
+    assert last["progress/epoch"] == 0
+
+
+def test_a_run_ends_with_a_log_a_grid_and_a_checkpoint(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=3")
+    trainer.fit()
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["reals.png", "step_000000003.png"]
+    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
+    assert [line["step"] for line in scalars(tmp_path / "run")] == [3]
+    state = load(trainer.checkpoints.find("last"))
+    assert state["classes"] == [str(digit) for digit in range(10)]
+    assert state["config"]["trainer"]["steps"] == 3
+
+
+def test_a_grid_has_a_row_for_each_class(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    trainer = new_trainer("run", *EVERYTHING, TWO_CLASSES, "trainer.steps=1", "trainer.samples_per_class=3")
+    trainer.fit()
+    with Image.open(tmp_path / "run" / "samples" / "step_000000001.png") as picture:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    side, padding = 16, 2
+    assert pixels.shape == (3, padding + 2 * (side + padding), padding + 3 * (side + padding))
+    for row, name in enumerate(trainer.images.classes):
+        expected = trainer.sampler().sample(3, classes=[name], seed=0)
+        for column in range(3):
+            top, left = (padding + index * (side + padding) for index in (row, column))
+            cell = pixels[:, top : top + side, left : left + side].int()
+            assert (cell - expected[column].int()).abs().max() <= 1  # the batches differ, and so does the rounding
+
+
+def test_a_failed_write_ends_the_run_with_one_line(new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=2")
+    during(trainer, monkeypatch, 4, lambda: monkeypatch.setattr(os, "fsync", fail))
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"could not write .*step_000000004\.pt: No space left on device"):
+        trainer.fit()
+    assert load(trainer.checkpoints.find("last"))["step"] == 2
+
+
+# States of others
+
+
+def test_a_checkpoint_of_other_data_is_refused(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=1")
+    trainer.fit()
+    state = load(trainer.checkpoints.find("last"))
+    for name, override, message in (
+        ("classes", TWO_CLASSES, "the checkpoint has the classes"),
+        ("images", "data.splits=[train]", "the training images are not those"),
+    ):
+        other = new_trainer(name, *SIMPLE, override)
+        with other.tracker, pytest.raises(UserError, match=message) as error:
+            other.load_state(state)
+        assert "\n" not in str(error.value)
+
+
+def test_the_means_go_back_to_the_device_of_the_game(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=1")
+    trainer.fit()
+    state = load(trainer.checkpoints.find("last"))
+    trainer.game.device = torch.device("meta")  # stands in for a GPU
+    trainer.load_state(state)
+    assert trainer.running.total.device.type == "meta"
+    assert trainer.running.first_bad_step.device.type == "meta"
+
+
+def test_a_finished_run_has_nothing_left_to_do(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
+    trainer.watch.warned = ["samples"]
+    trainer.fit()
+    again = new_trainer("run", *SIMPLE, "trainer.steps=2", first_step=2)
+    again.load_state(load(again.checkpoints.find("last")))
+    assert again.watch.warned == ["samples"]  # what has been said is not said again
+    written = again.tracker.directory.metrics.read_bytes()
+    assert again.fit().step == 2
+    assert again.tracker.directory.metrics.read_bytes() == written
