@@ -29,7 +29,8 @@ def _require_sizes(name: str, wanted: list[int], available: list[int]) -> None:
 class DenseGenerator(Generator):
     """z -> linear -> 4x4 -> SxS by transposed 4x4 convolutions of stride 2, then a 3x3 convolution and tanh.
 
-    An activation follows every layer but the last. Glorot-uniform weights and zero biases.
+    An activation follows every layer but the last. There is no normalisation, so weights start as He et al. (2015) have
+    it, or the latent would fade on its way to the image. Biases start at zero.
 
     Args:
         num_classes: K in the data. The network's own `num_classes` is 0 unless it has a label map.
@@ -91,7 +92,7 @@ class DenseGenerator(Generator):
             )
         to_image = nn.Conv2d(widths[-1] + (image_size == label_map_size), 3, 3, padding=1)
         self.to_image = spectral.spectral_norm(to_image, enabled=spectral_norm)
-        initialize_(self, "xavier")
+        initialize_(self, "he")
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Generate images (N, 3, S, S) in [-1, 1] from `z` (N, Z) and, if there is a label map, `y` (N,)."""
@@ -104,7 +105,7 @@ class DenseGenerator(Generator):
 class DenseDiscriminator(Discriminator):
     """3x3 convolutions with LeakyReLU(.2), flatten, dropout, head.
 
-    Glorot-uniform weights and zero biases, the head's too.
+    Weights start as He et al. (2015) have it and biases at zero, the head's too.
 
     Args:
         num_classes: K in the data, handed to the head and the label map.
@@ -167,7 +168,7 @@ class DenseDiscriminator(Discriminator):
         self.dropout = feature_dropout(dropout)
         features = channels[-1] * sizes[-1] ** 2
         self.head = head(in_features=features, num_classes=num_classes, spectral_norm=spectral_norm)
-        initialize_(self, "xavier")
+        initialize_(self, "he")
 
     def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
         """Judge images `x` (N, 3, S, S) in [-1, 1] under the labels `y` (N,)."""
