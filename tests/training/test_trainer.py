@@ -358,11 +358,12 @@ def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: Trainer
     assert load(trainer.checkpoints.find("best"))["step"] == 4
     resumed = new_trainer("run", *SIMPLE, "trainer.steps=8", "trainer.keep=1", first_step=6)
     resumed.load_state(load(resumed.checkpoints.find("last")))
-    resumed.evaluator = Scripted(3.5, 2.5)
+    resumed.evaluator = Scripted(3.5, 3.25)
     result = resumed.fit()
-    assert (result.step, result.best_step, result.best_score) == (8, 8, 2.5)
+    assert (result.step, result.best_step, result.best_score) == (8, 4, 3.0)
+    assert load(resumed.checkpoints.find("best"))["step"] == 4
     scores = [(line["step"], line["score/fd"]) for line in scalars(tmp_path / "run") if "score/fd" in line]
-    assert scores == [(1, None), (2, 5.0), (3, 7.0), (4, 3.0), (5, None), (6, 4.0), (7, 3.5), (8, 2.5)]
+    assert scores == [(1, None), (2, 5.0), (3, 7.0), (4, 3.0), (5, None), (6, 4.0), (7, 3.5), (8, 3.25)]
 
 
 def test_a_run_without_an_evaluator_has_no_best(new_trainer: TrainerMaker) -> None:

@@ -84,7 +84,8 @@ def _explain_composition(error: Exception) -> str:
     if match := re.search(r"Could not find '([^']+)'", text):
         return _no_such_option(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1]
+        # OmegaConf knows which key of `trainer={stpes:1}` it was; Hydra names the override.
+        key = getattr(error.__cause__, "full_key", None) or match[1]
         if "No match in the defaults list" in text:
             return f"{key}: no such group{did_you_mean(key, groups())}"
         return f"{key}: no such setting{_near(key)}"

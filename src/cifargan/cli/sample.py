@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `cifargan sample`."""
     p = Parser(
         prog="cifargan sample",
+        usage="cifargan sample [RUN] [options]",
         description="Pictures from a trained generator: GAN_100_Generated_{class}.png for every class, and more.",
         epilog="examples:\n"
         "  cifargan sample --truncation 0.5                     class sheets from the newest run\n"
@@ -46,27 +47,32 @@ def parser() -> argparse.ArgumentParser:
         "  cifargan sample RUN --interpolate cat,dog            a strip and a GIF from cat to dog",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("run", nargs="?", help="folder of the run; default: the newest under --root")
+    p.add_argument("run", nargs="?", metavar="RUN", help="folder of the run; default: the newest under --root")
     p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
-    p.add_argument("--checkpoint", default="last", help="last, best or a step (default: last)")
+    p.add_argument("--checkpoint", metavar="WHICH", default="last", help="last, best or a step (default: last)")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
     p.add_argument(
         "--batch-norm",
         choices=("standing", "running", "batch"),
+        metavar="MODE",
         default="standing",
-        help="statistics: recomputed for these weights, as training left them, or of mixed batches",
+        help="standing, running or batch statistics (default: standing)",
     )
-    p.add_argument("--truncation", type=positive, help="resample latent coordinates beyond this (default: none)")
-    p.add_argument("--classes", help="names, separated by commas (default: all)")
-    p.add_argument("--per-class", type=count, default=100, help="images of each class (default: 100)")
-    p.add_argument("--seed", type=seed, default=0, help="the same seed gives the same images (default: 0)")
+    p.add_argument(
+        "--truncation", type=positive, metavar="T", help="resample latent coordinates beyond T (default: none)"
+    )
+    p.add_argument("--classes", metavar="A,B", help="names, separated by commas (default: all)")
+    p.add_argument("--per-class", type=count, metavar="N", default=100, help="images of each class (default: 100)")
+    p.add_argument("--seed", type=seed, metavar="N", default=0, help="the same seed gives the same images (default: 0)")
     p.add_argument("--out", type=Path, help="folder to write to (default: RUN/generated/...)")
-    p.add_argument("--format", default="grid", help="any of grid, png, npz, separated by commas (default: grid)")
-    p.add_argument("--scale", type=count, default=1, help="enlarge every pixel of grids and strips")
+    p.add_argument("--format", default="grid", help="grid, png, npz or several of them (default: grid)")
+    p.add_argument("--scale", type=count, metavar="N", default=1, help="enlarge every pixel of grids and strips")
     p.add_argument("--interpolate", metavar="A,B", help="a strip and a GIF from class A to class B")
     p.add_argument("--training-gif", action="store_true", help="a GIF of the grids that training left behind")
     p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    p.add_argument("--batch-size", type=count, default=100, help="images at once; has no influence on them")
+    p.add_argument(
+        "--batch-size", type=count, metavar="N", default=100, help="images at once; has no influence on them"
+    )
     return p
 
 
@@ -197,7 +203,7 @@ def write_npz(rows: dict[str, Tensor], out: Path, scale: int) -> None:  # noqa: 
 
 
 def interpolate(generator: LoadedGenerator, options: argparse.Namespace, out: Path) -> None:
-    """A strip of ten frames and a GIF of thirty-one, four images high."""
+    """A strip of eleven frames, four images high, and a GIF of thirty-one there and back."""
     if not generator.conditional:
         ends = ["", ""]
     else:

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 HELP = """cifargan train [key=value ...]
 
-Trains a GAN under outputs/<name>/<time>/. Any setting can be given as key=value; groups are chosen by name:
+Trains a GAN under outputs/<name>/<time>/. Every setting can be given as key=value, and
+groups of settings are chosen by name:
   experiment=  a whole recipe          model=      generator and discriminator
   loss=        bce hinge wasserstein   data=       cifar10 folder digits
   regularizer= none lecam              augment=    none diffaugment
