@@ -79,6 +79,14 @@ def test_samples_that_are_all_alike_are_told_once(watch: CollapseWatch, caplog: 
     assert message.startswith("step 6: the samples hardly differ from one another (spread 1.9 against 50.0")
 
 
+def test_a_young_run_is_given_three_grids(watch: CollapseWatch, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2):
+        watch.look_at_samples(noise(20, 3), step)
+    assert warnings(caplog) == []
+    watch.look_at_samples(noise(20, 3), 3)
+    assert len(warnings(caplog)) == 1
+
+
 def test_one_sample_or_one_real_image_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     CollapseWatch(real_spread=50.0).look_at_samples(noise(1, 50), 1)
     CollapseWatch(real_spread=spread(noise(1, 50))).look_at_samples(noise(4, 50), 1)
@@ -87,7 +95,8 @@ def test_one_sample_or_one_real_image_tells_nothing(caplog: pytest.LogCaptureFix
 
 def test_a_resumed_run_counts_on_and_does_not_warn_again(caplog: pytest.LogCaptureFixture) -> None:
     first = CollapseWatch(real_spread=50.0, patience=4)
-    first.look_at_samples(noise(20, 1), 1)
+    for step in range(3):
+        first.look_at_samples(noise(20, 1), step)
     for step in range(2):
         first.look_at_scalars(won(8.0), step)
     assert len(warnings(caplog)) == 1

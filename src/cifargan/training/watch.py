@@ -1,6 +1,7 @@
 """Signs of a collapse, seen early and said once."""
 
 import logging
+from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ log = logging.getLogger(__name__)
 PINNED = 0.999  # accuracy on real and on fake from which the discriminator has won
 FLAT = 0.05  # relative range of the generator's loss that counts as no progress
 POOR = 0.1  # share of the real images' spread below which the samples are all alike
+POOR_GRIDS = 3  # such grids in a row before a run that never was better is called collapsed: a young one starts alike
 
 
 def spread(images: Tensor) -> float:
@@ -32,6 +34,8 @@ class CollapseWatch:
         self.real_spread = real_spread
         self.patience = patience
         self.generator_losses: list[float] = []
+        self.once_diverse = False
+        self.poor_grids = 0
         self.warned: list[str] = []
 
     def look_at_scalars(self, values: dict[str, float], step: int) -> None:
@@ -51,8 +55,11 @@ class CollapseWatch:
             )
 
     def look_at_samples(self, images: Tensor, step: int) -> None:
-        """Samples (N, 3, H, W) uint8 from different latents that hardly differ."""
-        if len(images) > 1 and spread(images) < POOR * self.real_spread:
+        """Samples (N, 3, H, W) uint8 from different latents that hardly differ, and did before or never will."""
+        poor = len(images) > 1 and spread(images) < POOR * self.real_spread
+        self.poor_grids = self.poor_grids + 1 if poor else 0
+        self.once_diverse = self.once_diverse or not poor
+        if poor and (self.once_diverse or self.poor_grids >= POOR_GRIDS):
             self._warn(
                 "samples",
                 f"step {step}: the samples hardly differ from one another (spread {spread(images):.1f} against "
@@ -65,11 +72,18 @@ class CollapseWatch:
             self.warned.append(kind)
             log.warning(message)
 
-    def state_dict(self) -> dict[str, list[float] | list[str]]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know so as not to warn twice."""
-        return {"generator_losses": self.generator_losses, "warned": self.warned}
+        return {
+            "generator_losses": self.generator_losses,
+            "once_diverse": self.once_diverse,
+            "poor_grids": self.poor_grids,
+            "warned": self.warned,
+        }
 
-    def load_state_dict(self, state: dict[str, list[float] | list[str]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.generator_losses = [float(value) for value in state["generator_losses"]]
+        self.once_diverse = bool(state["once_diverse"])
+        self.poor_grids = int(state["poor_grids"])
         self.warned = [str(kind) for kind in state["warned"]]
