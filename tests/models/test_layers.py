@@ -171,23 +171,23 @@ def test_normal_initialisation() -> None:
     assert [bias.abs().max().item() for bias in biases] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(64, 512, 3, padding=1), nn.ConvTranspose2d(64, 512, 4, 2, 1)])
-def test_he_initialisation_keeps_the_size_of_a_rectified_signal(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+def test_xavier_initialisation_is_uniform_within_glorots_bound() -> None:
     torch.manual_seed(0)
-    initialize_(layer, "he")
-    x = torch.randn(4, 64, 12, 12).relu()
-    inside = layer(x)[..., 2:-2, 2:-2]  # away from the padding
-    assert inside.relu().square().mean().item() == pytest.approx(x.square().mean().item(), rel=0.2)
+    layer = nn.Conv2d(16, 64, 3)
+    initialize_(layer, "xavier")
+    bound = math.sqrt(6 / ((16 + 64) * 9))
+    assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
     assert layer.bias is not None
     assert layer.bias.abs().max().item() == 0
 
 
-def test_he_initialisation_makes_label_maps_as_loud_as_images() -> None:
+def test_xavier_initialisation_makes_label_maps_heard() -> None:
     torch.manual_seed(0)
     label_map = LabelMap(200, 50, 32)
-    initialize_(label_map, "he")
+    initialize_(label_map, "xavier")
     maps = label_map(torch.zeros(200, 0, 32, 32), torch.arange(200))
-    assert maps.std().item() == pytest.approx(math.sqrt(2), rel=0.05)
+    assert maps.std().item() == pytest.approx(math.sqrt(50 * 2 / (50 + 32 * 32)), rel=0.05)
 
 
 def test_default_initialisation_touches_nothing() -> None:
@@ -198,7 +198,7 @@ def test_default_initialisation_touches_nothing() -> None:
     torch.testing.assert_close(dict(network.state_dict()), before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("scheme", ["orthogonal", "normal", "he"])
+@pytest.mark.parametrize("scheme", ["orthogonal", "normal", "xavier"])
 def test_initialisation_spares_what_is_no_layers_weight(scheme: str) -> None:
     attention, norm = SelfAttention(8, spectral_norm=True), ClassBatchNorm2d(8, 3, eps=1e-5)
     initialize_(nn.Sequential(attention, norm), scheme)  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
 
 
 def remove_if_empty(directory: Path, root: Path) -> None:
-    """Leave no empty folder behind a typo, in or below the folder `root` of all runs."""
+    """Leave no empty folder behind a typo: neither the run's own nor those between it and `root`."""
     for path in (directory, *directory.parents):
         if path == directory or root.absolute() in path.parents:
             with contextlib.suppress(OSError):  # which is how a folder says that it is not empty

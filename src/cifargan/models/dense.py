@@ -29,8 +29,8 @@ def _require_sizes(name: str, wanted: list[int], available: list[int]) -> None:
 class DenseGenerator(Generator):
     """z -> linear -> 4x4 -> SxS by transposed 4x4 convolutions of stride 2, then a 3x3 convolution and tanh.
 
-    An activation follows every layer but the last. There is no normalisation, so weights start as He et al. (2015) have
-    it, or the latent would fade on its way to the image. Biases start at zero.
+    An activation follows every layer but the last. Weights start as Glorot & Bengio (2010) have it and biases at zero:
+    without normalisation, louder weights (He et al. 2015) saturate the tanh before the game has begun.
 
     Args:
         num_classes: K in the data. The network's own `num_classes` is 0 unless it has a label map.
@@ -92,7 +92,7 @@ class DenseGenerator(Generator):
             )
         to_image = nn.Conv2d(widths[-1] + (image_size == label_map_size), 3, 3, padding=1)
         self.to_image = spectral.spectral_norm(to_image, enabled=spectral_norm)
-        initialize_(self, "he")
+        initialize_(self, "xavier")
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Generate images (N, 3, S, S) in [-1, 1] from `z` (N, Z) and, if there is a label map, `y` (N,)."""
@@ -105,7 +105,7 @@ class DenseGenerator(Generator):
 class DenseDiscriminator(Discriminator):
     """3x3 convolutions with LeakyReLU(.2), flatten, dropout, head.
 
-    Weights start as He et al. (2015) have it and biases at zero, the head's too.
+    Weights start as Glorot & Bengio (2010) have it and biases at zero, the head's too.
 
     Args:
         num_classes: K in the data, handed to the head and the label map.
@@ -168,7 +168,7 @@ class DenseDiscriminator(Discriminator):
         self.dropout = feature_dropout(dropout)
         features = channels[-1] * sizes[-1] ** 2
         self.head = head(in_features=features, num_classes=num_classes, spectral_norm=spectral_norm)
-        initialize_(self, "he")
+        initialize_(self, "xavier")
 
     def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
         """Judge images `x` (N, 3, S, S) in [-1, 1] under the labels `y` (N,)."""

@@ -3,7 +3,6 @@
 Shapes: N batch, C channels, K classes, D length of a condition vector, E length of an embedding.
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,7 +26,7 @@ __all__ = [
     "spectral_norm",
 ]
 
-InitScheme = Literal["orthogonal", "normal", "he", "default"]
+InitScheme = Literal["orthogonal", "normal", "xavier", "default"]
 
 
 def _modulate(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
@@ -156,14 +155,6 @@ def _orthogonal_(module: nn.Module, weight: Tensor) -> None:
     rows_first.copy_(nn.init.orthogonal_(torch.empty(rows_first.shape, dtype=weight.dtype, device=weight.device)))
 
 
-def _he_(module: nn.Module, weight: Tensor) -> None:
-    terms = weight.transpose(0, spectral.output_dim(module))[0].numel()
-    if isinstance(module, nn.ConvTranspose2d):
-        # With stride s, only one in s^2 kernel entries meets a given output.
-        terms //= math.prod(module.stride)
-    nn.init.normal_(weight, 0.0, math.sqrt((1.0 if isinstance(module, nn.Embedding) else 2.0) / terms))
-
-
 def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> None:
     """Draw the weights of every convolution, linear and embedding layer anew, with zero biases, in place.
 
@@ -173,10 +164,8 @@ def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> No
     Args:
         network: What to initialise.
         scheme: "orthogonal": W W^T = I, W read as (outputs, everything else). "normal": N(0, std^2), and the gains of
-            affine batch norms N(1, std^2), as DCGAN has it. "he": N(0, 2 / n) with n the products that one output
-            sums up (He et al. 2015, eq. 10), which keeps the signal's size through networks without normalisation;
-            embeddings have unit length on average, but N(0, 1) in a `LabelMap`, so that its map is as loud as an
-            image. "default": PyTorch's own; nothing is touched, biases neither.
+            affine batch norms N(1, std^2), as DCGAN has it. "xavier": Glorot's uniform, but N(0, 1)
+            for the embedding of a `LabelMap`, whose map would else be too faint beside an image. "default": PyTorch's own; nothing is touched, biases neither.
         std: Standard deviation for "normal".
     """
     if scheme == "default":
@@ -184,7 +173,7 @@ def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> No
     draw_: Callable[[nn.Module, Tensor], object] = {
         "orthogonal": _orthogonal_,
         "normal": lambda _, weight: nn.init.normal_(weight, 0.0, std),
-        "he": _he_,
+        "xavier": lambda _, weight: nn.init.xavier_uniform_(weight),
     }[scheme]
     gain_std = std if scheme == "normal" else 0.0
     with torch.no_grad():
@@ -196,7 +185,7 @@ def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> No
             elif isinstance(module, _BatchNorm) and module.affine:
                 nn.init.normal_(module.weight, 1.0, gain_std)
                 nn.init.zeros_(module.bias)
-        if scheme == "he":
+        if scheme == "xavier":
             for label_map in (module for module in network.modules() if isinstance(module, LabelMap)):
                 nn.init.normal_(label_map.embed.weight)
     spectral.restart_power_iteration_(network)
