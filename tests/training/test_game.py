@@ -20,7 +20,7 @@ from cifargan.models.spectral import SpectralNorm, trained_weight
 from cifargan.objectives.adversarial import BCELoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy
-from cifargan.objectives.regularizers import LeCam
+from cifargan.objectives.regularizers import LeCam, Regularizer
 from cifargan.training.game import Game, frozen
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import PrecisionName
@@ -75,6 +75,42 @@ def test_first_losses_are_those_of_the_formulas(new_game: GameMaker) -> None:
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(metrics[name], value, msg=name)
+
+
+class Pull(Regularizer):
+    """A penalty with a gradient that is easy to know."""
+
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor) -> Tensor:
+        return 2.0 * real.mean() - 0.5 * fake.mean()
+
+
+def test_both_players_descend_the_sum_of_all_their_terms(new_game: GameMaker) -> None:
+    terms = CrossEntropy(weight=0.5, fake_weight=0.25, label_smoothing=0.0)
+    game = new_game(
+        discriminator=partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=AuxiliaryHead),
+        regularizer=Pull(),
+        classification=terms,
+        optimizer=DESCENT,
+        d_lr=1.0,
+        g_lr=1.0,
+    )
+    torch.manual_seed(7)
+    x, y = new_game().stream.next()
+    for network, step in ((game.discriminator, game.discriminator_step), (game.generator, game.generator_step)):
+        torch.manual_seed(7)
+        z, y_fake = torch.randn(8, 4), torch.randint(4, (8,))
+        real, fake = game.discriminator(x, y), game.discriminator(game.generator(z, y_fake), y_fake)
+        if network is game.discriminator:
+            loss = F.relu(1 - real.logits).mean() + F.relu(1 + fake.logits).mean()
+            loss = loss + 2.0 * real.logits.mean() - 0.5 * fake.logits.mean()
+            loss = loss + 0.5 * F.cross_entropy(real.class_logits, y)
+        else:
+            loss = -fake.logits.mean() + 0.25 * F.cross_entropy(fake.class_logits, y_fake)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        before = weights(network)
+        torch.manual_seed(7)
+        step()
+        torch.testing.assert_close(moved(before, network), [-g for g in gradients], rtol=1e-4, atol=1e-5)
 
 
 def test_the_generator_climbs_what_the_discriminator_says(new_game: GameMaker) -> None:

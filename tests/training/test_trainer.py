@@ -425,6 +425,16 @@ def test_a_grid_has_a_row_for_each_class(new_trainer: TrainerMaker, tmp_path: Pa
             assert (cell - expected[column].int()).abs().max() <= 1  # the batches differ, and so does the rounding
 
 
+def test_what_is_shown_and_scored_are_the_averaged_weights(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE)
+    with trainer.tracker, torch.no_grad():
+        for parameter in trainer.game.ema.generator.parameters():
+            parameter.zero_()
+    images = trainer.sampler().sample(3, seed=0)
+    assert torch.equal(images, torch.full_like(images, 128))
+    assert any(parameter.any() for parameter in trainer.game.generator.parameters())
+
+
 def test_a_failed_write_ends_the_run_with_one_line(new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=2")
     during(trainer, monkeypatch, 4, lambda: monkeypatch.setattr(os, "fsync", fail))

@@ -1,0 +1,62 @@
+"""The lines before a training say what is about to happen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from omegaconf import DictConfig
+
+from cifargan.build import build_trainer
+from cifargan.cli.preflight import preflight
+from cifargan.training.run_directory import RunDirectory
+
+
+@pytest.fixture
+def lines_for(
+    composed: Callable[..., DictConfig], quick: tuple[str, ...], tmp_path: Path
+) -> Callable[..., dict[str, str]]:
+    """A function that gives the lines of a run by their first word."""
+
+    def make(*overrides: str) -> dict[str, str]:
+        config = composed(*quick, *overrides)
+        trainer = build_trainer(config, RunDirectory(tmp_path))
+        with trainer.tracker:
+            lines = preflight(config, trainer, RunDirectory(tmp_path))
+        return {line.split()[0]: line.partition(" ")[2].strip() for line in lines}
+
+    return make
+
+
+def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    lines = lines_for("precision=bf16", "trainer.ema.decay=0.99", "augment=diffaugment")
+    # By hand: a first layer 8x8x16, one 8x4x16, one 4x3x16, and two tables of 10 classes for 8 and 4 channels; a first
+    # layer 3x4x16, one 4x8x16, one batch norm of 8, and a head on 128 features with 10 rows and a bias.
+    g = 8 * 8 * 16 + 8 * 4 * 16 + 4 * 3 * 16 + 2 * 10 * (8 + 4)
+    d = 3 * 4 * 16 + 4 * 8 * 16 + 2 * 8 + 128 * (1 + 10) + 1
+    assert lines.pop("device").endswith(", bf16, steps 0 to 2")
+    assert lines == {
+        "run": str(tmp_path),
+        "data": "digits test: 299 images, 10 classes, 16x16, flip off",
+        "model": f"G dcgan {g / 1e6:.2f} M, D dcgan {d / 1e6:.2f} M (projection head, batch_norm)",
+        "loss": "bce, regularizer none, augment diffaugment, evaluator none",
+        "update": "1 D per G, batch 4, G adam lr 0.0002, D adam lr 0.0002, EMA 0.99",
+    }
+
+
+def test_what_a_loss_brings_is_told(lines_for: Callable[..., dict[str, str]]) -> None:
+    lines = lines_for("loss=wasserstein", "data.flip=true", "optimizer.discriminator.lr=1e-3")
+    assert lines["model"].endswith("(projection head, no normaliser)")
+    assert lines["update"] == "5 D per G, batch 4, G rmsprop lr 5e-05, D rmsprop lr 0.001, EMA 0"
+    assert lines["data"].endswith("flip on")
+
+
+def test_a_setting_that_is_left_to_its_default(lines_for: Callable[..., dict[str, str]]) -> None:
+    lines = lines_for("~optimizer.discriminator.lr", "~trainer.ema.decay")
+    assert lines["update"] == "1 D per G, batch 4, G adam lr 0.0002, D adam lr 0.0002, EMA 0"
+
+
+def test_a_resumed_run_says_where_it_goes_on(command: Callable[..., CompletedProcess[str]], run: Path) -> None:
+    ran = command("train", f"resume={run}", "trainer.steps=3")
+    assert f"going on from step 2 of {run}" in ran.stderr
+    assert "steps 2 to 3" in ran.stderr

@@ -1,0 +1,246 @@
+"""`cifargan train`: what a run leaves, sweeps, going on, signals."""
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cifargan.cli.run_log import RunLog
+from cifargan.training.checkpoint import load
+from cifargan.training.game import Game
+from cifargan.training.interruption import InterruptedRunError
+
+Command = Callable[..., CompletedProcess[str]]
+Files = Callable[[], dict[str, bytes]]
+
+
+def steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def sessions(run: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((run / "provenance.json").read_text())["sessions"]
+    return found
+
+
+def test_what_a_run_leaves(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    ran = command("train", *quick, "model=dcgan", "seed=3")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    (run,) = (tmp_path / "outputs" / "dcgan").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run.name)
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    (events,) = (name for name in names if name.startswith("events.out.tfevents"))
+    assert names - {events} == {
+        *(".hydra/config.yaml", ".hydra/overrides.yaml", "metrics.jsonl", "provenance.json", "status.json"),
+        *("train.log", "samples/reals.png", "samples/step_000000002.png"),
+        *("checkpoints/step_000000001.pt", "checkpoints/step_000000002.pt"),
+    }
+    assert OmegaConf.load(run / ".hydra" / "overrides.yaml") == [*quick, "model=dcgan", "seed=3"]
+    saved = OmegaConf.load(run / ".hydra" / "config.yaml")
+    assert (saved.name, saved.seed, saved.optimizer.discriminator.lr) == ("dcgan", 3, 2e-4)  # nothing to resolve
+    assert OmegaConf.to_container(saved) == load(run / "checkpoints" / "step_000000002.pt")["config"]
+    (session,) = sessions(run)
+    assert (session["seed"], session["first_step"], session["precision"]) == (3, 0, "fp32")
+    assert session["command"] == ["cifargan train", *quick, "model=dcgan", "seed=3"]
+    status = json.loads((run / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("finished", 2)
+
+    # The terminal and the log tell the same, the latter with the time.
+    log = [line.split(" ", 3)[3] for line in (run / "train.log").read_text().splitlines()]
+    assert log == ran.stderr.splitlines()
+    assert log[0] == f"run      {run}"
+    assert log[-1] == f"finished: {run}"
+
+
+def test_show_trains_nothing(command: Command, tmp_path: Path) -> None:
+    ran = command("train", "model=biggan", "--cfg", "job", "--resolve", "name=x")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert OmegaConf.create(ran.stdout).model.generator.channels == 384
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_seed_gives_the_same_weights(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert command("train", *quick, f"seed={seed}", f"hydra.run.dir={name}").returncode == 0
+    a, b, c = (load(tmp_path / name / "checkpoints" / "step_000000002.pt")["ema"] for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_a_sweep_goes_on_when_a_job_fails(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    ran = command("train", *quick, "trainer.steps=1", "-m", "trainer.batch_size=0,4,2")
+    assert ran.returncode == 2
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    failed, *finished = (sweep / name for name in "012")
+    message = "trainer.batch_size=0: must be at least 1"
+    assert [path.name for path in failed.iterdir()] == ["train.log"]
+    assert re.fullmatch(rf"\S+ \S+ ERROR {message}\n", (failed / "train.log").read_text())
+    for folder, size in zip(finished, (4, 2), strict=True):
+        assert load(folder / "checkpoints" / "step_000000001.pt")["config"]["trainer"]["batch_size"] == size
+        assert message not in (folder / "train.log").read_text()
+    assert ran.stderr.count(f"error: {message}\n") == 1
+    rows = [line.split() for line in ran.stdout.splitlines() if re.match(r" +\d ", line)]
+    assert [row[:3] for row in rows] == [["0", "failed", "-"], ["1", "finished", "1"], ["2", "finished", "1"]]
+    assert ["trainer.batch_size=" + size in row for row, size in zip(rows, "042", strict=True)] == [True] * 3
+    assert ran.stdout.splitlines()[-1] == f"2 of 3 jobs finished, in {sweep}"
+    # A job can be gone on with by itself.
+    assert command("train", f"resume={finished[0]}", "trainer.steps=2").returncode == 0
+
+
+def test_a_bug_in_a_job_is_traced_in_its_folder(
+    command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Game.iterate
+
+    def sometimes(game: Game) -> dict[str, torch.Tensor]:
+        if game.schedule.batch_size == 2:
+            raise ZeroDivisionError("nobody foresaw this")
+        return play(game)
+
+    monkeypatch.setattr(Game, "iterate", sometimes)
+    ran = command("train", "--multirun", *quick, "trainer.batch_size=2,4", "hydra.sweep.dir=sweep")
+    assert ran.returncode == 2
+    assert "1 of 2 jobs finished" in ran.stdout
+    log = (tmp_path / "sweep" / "0" / "train.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "ZeroDivisionError: nobody foresaw this" in log
+    assert json.loads((tmp_path / "sweep" / "0" / "status.json").read_text())["status"] == "failed"
+    assert "Traceback" not in (tmp_path / "sweep" / "1" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_three_settings(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    ran = command("train", "-m", *quick, "model=dcgan,cdcgan", "loss=bce,hinge", "seed=1,2")
+    assert ran.returncode == 0, ran.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    found = set()
+    for number in range(8):
+        config = load(sweep / str(number) / "checkpoints" / "step_000000002.pt")["config"]
+        assert json.loads((sweep / str(number) / "status.json").read_text())["status"] == "finished"
+        found.add(
+            (config["name"], config["model"]["discriminator"]["head"]["name"], config["loss"]["name"], config["seed"])
+        )
+    heads = (("dcgan", "linear"), ("cdcgan", "projection"))
+    assert found == {(*head, loss, seed) for head in heads for loss in ("bce", "hinge") for seed in (1, 2)}
+    assert len(list(sweep.iterdir())) == 9  # and multirun.yaml
+    assert ran.stdout.count("finished") == 9
+    assert ran.stdout.splitlines()[-1] == f"8 of 8 jobs finished, in {sweep}"
+
+
+def test_stopping_one_job_stops_the_sweep(
+    command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(game: Game) -> None:
+        raise InterruptedRunError(signal.SIGINT, "stopped at step 0")
+
+    monkeypatch.setattr(Game, "iterate", stop)
+    ran = command("train", "-m", *quick, "seed=1,2", "hydra.sweep.dir=sweep")
+    assert ran.returncode == 130
+    assert ran.stderr.splitlines()[-1].startswith("error: stopped at step 0; go on with: cifargan train resume=")
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+def test_resume_replays_and_goes_on_exactly(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    longer = (*quick, "model=dcgan", "seed=4", "trainer.steps=4")
+    assert command("train", *longer, "hydra.run.dir=whole").returncode == 0
+    assert command("train", *longer, "trainer.steps=2", "hydra.run.dir=halves").returncode == 0
+    ran = command("train", "resume=halves", "trainer.steps=4")
+    assert ran.returncode == 0, ran.stderr
+
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert steps(whole) == steps(halves) == [1, 2, 3, 4]
+    one, other = (load(run / "checkpoints" / "step_000000004.pt") for run in (whole, halves))
+    for part in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
+    assert OmegaConf.load(halves / ".hydra_1" / "overrides.yaml") == [
+        *(override for override in quick if override != "trainer.steps=2"),
+        *("model=dcgan", "seed=4", "trainer.steps=4"),
+    ]
+    assert OmegaConf.load(halves / ".hydra" / "config.yaml").trainer.steps == 2
+    assert OmegaConf.load(halves / ".hydra_1" / "config.yaml").trainer.steps == 4
+    assert [session["first_step"] for session in sessions(halves)] == [0, 2]
+
+    # What was given when it was gone on with last is replayed, too.
+    ran = command("train", "resume=halves")
+    assert "is finished (step 4)" in ran.stderr
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(command: Command, run: Path, files: Files) -> None:
+    before = files()
+    for name in ("latest", str(run), "cdcgan/run", "outputs/cdcgan/run"):
+        ran = command("train", f"resume={name}")
+        assert (ran.returncode, ran.stdout) == (0, "")
+        assert ran.stderr.splitlines() == [f"{run} is finished (step 2): raise trainer.steps to go on"]
+    assert files() == before
+
+
+def test_resume_latest_takes_the_newest(command: Command, run: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
+    for number in range(2):
+        assert command("train", *quick, f"hydra.run.dir=outputs/a/{number}").returncode == 0
+    assert command("train", "resume=latest", "trainer.steps=3").returncode == 0
+    assert [steps(tmp_path / "outputs" / name)[-1] for name in ("a/1", "a/0", "cdcgan/run")] == [3, 2, 2]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(command: Command, run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    assert command("train", "resume=latest").returncode == 0
+    assert steps(run) == [1, 2]
+    assert load(run / "checkpoints" / "step_000000002.pt")["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_the_step_in_hand(
+    number: signal.Signals, code: int, command: Command, quick: tuple[str, ...], tmp_path: Path
+) -> None:
+    endless = [*quick, "trainer.steps=1000000", "trainer.checkpoint_every=1000000", "trainer.sample_every=1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifargan", "train", *endless, "hydra.run.dir=run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        process.send_signal(number)
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == code
+    run = tmp_path / "run"
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    step = load(checkpoint)["step"]
+    assert rest[-1] == (f"error: stopped at step {step}, checkpoint written; go on with: cifargan train resume={run}")
+    assert not any("Traceback" in line for line in rest)
+    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
+    assert steps(run)[-1] == step
+    assert command("train", "resume=run", f"trainer.steps={step + 1}").returncode == 0
+    assert steps(run) == list(range(1, step + 2))
+
+
+def test_the_log_begins_when_there_is_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    logger = logging.getLogger("test_train")
+    with RunLog(path) as run_log:
+        logger.warning("early")
+        run_log.error(ValueError("lost"))
+        assert not path.exists()
+    assert not path.exists()
+    with RunLog(path) as run_log:
+        logger.warning("early")
+        run_log.begin()
+        assert path.read_text().endswith(" WARNING early\n")
+        logger.warning("later")
+        assert path.read_text().endswith(" WARNING later\n")
+    logger.warning("too late")
+    assert len(path.read_text().splitlines()) == 2
