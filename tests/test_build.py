@@ -271,3 +271,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_run_as_it_is(
     with pytest.raises(UserError, match=r"^the checkpoint is of another generator"):
         build_trainer(config, RunDirectory(tmp_path), state=state)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "needed"),
+    [("acbiggan", "linear", "auxiliary or embedding"), ("biggan", "auxiliary", "linear or projection")],
+)
+def test_a_head_and_its_class_term_go_together(model: str, head: str, needed: str, composed: Compose) -> None:
+    with pytest.raises(UserError, match=f"head.name={head} does not go with .* needs {needed}"):
+        check(composed("data=digits", f"model={model}", f"model.discriminator.head.name={head}"))

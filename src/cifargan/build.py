@@ -103,6 +103,8 @@ HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "reference", "device")
 EVALUATOR_OWN = ("every", "samples")
 OPTIMIZER_PARTS = ("generator", "discriminator")
+# A head that has an opinion on classes, and only that, needs a term to learn it by.
+HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -223,6 +225,12 @@ def check(config: DictConfig) -> Settings:
         for key in map(str, section(config, where)):
             if key not in known:
                 raise UserError(f"{where}.{key}: no such setting{did_you_mean(key, known)}")
+    class_term, head = config.model.classification.name, config.model.discriminator.head.name
+    if head not in HEADS_FOR[class_term]:
+        raise UserError(
+            f"model.discriminator.head.name={head} does not go with model.classification.name={class_term}, which "
+            f"needs {' or '.join(HEADS_FOR[class_term])}; model=acbiggan and model=reacgan set both"
+        )
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
     Schedule(**arguments(Schedule, without(section(config, "trainer"), "ema"), "trainer"))
     arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"])
@@ -231,16 +239,13 @@ def check(config: DictConfig) -> Settings:
     return root
 
 
-def build_trainer(
-    config: DictConfig, directory: RunDirectory, *, first_step: int = 0, state: State | None = None
-) -> Trainer:
+def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State | None = None) -> Trainer:
     """Everything that a run needs, from its resolved configuration.
 
     Args:
         config: the composed configuration, without interpolations.
         directory: where the run writes.
-        first_step: the step that a resumed run goes on from.
-        state: the checkpoint to go on from; its step is then the first.
+        state: the checkpoint to go on from.
 
     Raises:
         UserError: a setting that nothing understands; data or weights that cannot be had; a checkpoint that does not
@@ -291,12 +296,11 @@ def build_trainer(
     if state is not None:
         # Before the tracker opens the run's files.
         game.load_state(state)
-        first_step = game.step
     trainer = Trainer(
         game=game,
         images=images,
         evaluator=evaluator,
-        tracker=Tracker(directory, steps=schedule.steps, first_step=first_step),
+        tracker=Tracker(directory, steps=schedule.steps, first_step=game.step),
         checkpoints=CheckpointStore(directory.checkpoints, keep=schedule.keep),
         config=plain(config),
     )

@@ -20,6 +20,7 @@ from cifargan.models.heads import ProjectionHead
 from cifargan.objectives.adversarial import HingeLoss
 from cifargan.objectives.classification import NoClassification
 from cifargan.objectives.regularizers import NoRegularizer
+from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game
 from cifargan.training.precision import Precision, PrecisionName
@@ -138,13 +139,14 @@ def data(node: str) -> ImageSet:
 
 @pytest.fixture
 def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
-    """A function that builds the trainer of a run in the folder `name` from overrides."""
+    """A function that builds the trainer of a run in the folder `name` from overrides, or goes on with the run there."""
     monkeypatch.setattr(build, "build_data", lambda node: data(OmegaConf.to_yaml(node)))
 
-    def make(name: str, *overrides: str, first_step: int = 0) -> Trainer:
+    def make(name: str, *overrides: str, resume: bool = False) -> Trainer:
         directory = RunDirectory(tmp_path / name)
         directory.path.mkdir(exist_ok=True)
-        return build.build_trainer(composed(*overrides).copy(), directory, first_step=first_step)
+        state = load(CheckpointStore(directory.checkpoints).find("last")) if resume else None
+        return build.build_trainer(composed(*overrides).copy(), directory, state=state)
 
     return make
 

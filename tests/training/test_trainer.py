@@ -155,9 +155,7 @@ def test_an_interrupted_run_ends_in_the_same_bits_as_a_straight_one(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     torch.manual_seed(99)
-    second = new_trainer("resumed", *overrides, first_step=5)
-    torch.manual_seed(98)
-    second.load_state(load(second.checkpoints.find("last")))
+    second = new_trainer("resumed", *overrides, resume=True)
     assert second.step == 5
     assert second.fit().step == 8
 
@@ -356,8 +354,7 @@ def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: Trainer
     result = trainer.fit()
     assert (result.step, result.best_step, result.best_score) == (6, 4, 3.0)
     assert load(trainer.checkpoints.find("best"))["step"] == 4
-    resumed = new_trainer("run", *SIMPLE, "trainer.steps=8", "trainer.keep=1", first_step=6)
-    resumed.load_state(load(resumed.checkpoints.find("last")))
+    resumed = new_trainer("run", *SIMPLE, "trainer.steps=8", "trainer.keep=1", resume=True)
     resumed.evaluator = Scripted(3.5, 3.25)
     result = resumed.fit()
     assert (result.step, result.best_step, result.best_score) == (8, 4, 3.0)
@@ -478,8 +475,7 @@ def test_a_finished_run_has_nothing_left_to_do(new_trainer: TrainerMaker) -> Non
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
     trainer.watch.warned = ["samples"]
     trainer.fit()
-    again = new_trainer("run", *SIMPLE, "trainer.steps=2", first_step=2)
-    again.load_state(load(again.checkpoints.find("last")))
+    again = new_trainer("run", *SIMPLE, "trainer.steps=2", resume=True)
     assert again.watch.warned == ["samples"]  # what has been said is not said again
     written = again.tracker.directory.metrics.read_bytes()
     assert again.fit().step == 2
