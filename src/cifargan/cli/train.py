@@ -37,6 +37,7 @@ groups of settings are chosen by name:
 
   seed=1  device=cpu  precision=bf16  deterministic=true  trainer.steps=50000  trainer.batch_size=64
   resume=RUN   go on exactly where a run stopped; resume=latest takes the newest
+  debug=fast   two steps of everything, on digits
   -m           a run for each combination of comma-separated values
   --cfg job    show the composed configuration and stop
 
