@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from cifargan.errors import UserError
+from cifargan.files import write_atomically
 
 WHITE = 255
 
@@ -130,7 +130,7 @@ def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
     """
     encoded = io.BytesIO()
     _to_pil(image).save(encoded, format="PNG")
-    _write(Path(path), encoded.getvalue())
+    write_atomically(Path(path), encoded.getvalue())
 
 
 def save_gif(frames: Sequence[Tensor], path: str | os.PathLike[str], *, milliseconds: int = 100) -> None:
@@ -150,23 +150,8 @@ def save_gif(frames: Sequence[Tensor], path: str | os.PathLike[str], *, millisec
     first, *rest = (_to_pil(frame) for frame in frames)
     encoded = io.BytesIO()
     first.save(encoded, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
-    _write(Path(path), encoded.getvalue())
+    write_atomically(Path(path), encoded.getvalue())
 
 
 def _to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
-
-
-def _write(path: Path, data: bytes) -> None:
-    # The temporary file lies in the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"Cannot write {path}: {reason}. Choose a folder that is writable and has room.") from error

@@ -1,21 +1,19 @@
 """Checkpoints: whole or not there, free of code, and every damaged one a single clear line."""
 
-import errno
 import io
 import os
 import random
 import resource
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import FORMAT, CheckpointStore, load, write_atomically
+from cifargan.training.checkpoint import FORMAT, CheckpointStore, load
 
 STATE = {"step": 7, "weights": {"a": torch.arange(6.0), "n": torch.tensor(3)}, "config": {"lr": 1e-3, "on": [1, "x"]}}
 
@@ -48,56 +46,6 @@ def largest_file(size: int) -> Iterator[None]:
 # Writing
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "file"
-    write_atomically(path, b"old")
-    write_atomically(path, lambda file: file.writelines([b"ne", b"w"]))
-    assert path.read_bytes() == b"new"
-    assert names(path.parent) == ["file"]
-
-
-def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write(file: IO[bytes]) -> None:
-        file.write(b"half")
-        file.flush()
-        assert path.read_bytes() == b"old"
-        file.write(b" and whole")
-
-    write_atomically(path, write)
-    assert path.read_bytes() == b"half and whole"
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_an_error_of_the_disk_leaves_the_old_file_and_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=f"could not write {path}: {os.strerror(code)}; .* untouched") as error:
-        write_atomically(path, b"new")
-    assert "\n" not in str(error.value)
-    assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_file_system_that_syncs_no_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new"
-
-
 def test_a_full_disk_in_the_middle_of_a_checkpoint_keeps_the_ones_before(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.save(STATE, 1)
@@ -110,28 +58,6 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint_keeps_the_ones_before(tmp_pat
     assert names(tmp_path) == ["step_000000001.pt"]
     assert load(store.find("last"))["step"] == 7
     assert store.save(STATE, 2).is_file()
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, TypeError])
-def test_any_other_interruption_leaves_no_trace_either(tmp_path: Path, raised: type[BaseException]) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write(file: IO[bytes]) -> None:
-        file.write(b"half")
-        raise raised
-
-    with pytest.raises(raised):
-        write_atomically(path, write)
-    assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="could not write") as error:
-        write_atomically(tmp_path / "file" / "below", b"new")
-    assert "\n" not in str(error.value)
 
 
 # Reading

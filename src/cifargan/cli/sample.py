@@ -1,7 +1,6 @@
 """`cifargan sample`: pictures from a trained generator."""
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -15,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from cifargan.errors import UserError, did_you_mean
+from cifargan.files import write_atomically, write_json
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
 from cifargan.runs import LoadedGenerator, find_run, load_generator
-from cifargan.training.checkpoint import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ def run(arguments: list[str]) -> int:
     writers: dict[str, Callable[..., None]] = {"grid": write_grids, "png": write_files, "npz": write_npz}
     for name in formats:
         writers[name](rows, out, options.scale)
-    write_atomically(out / "samples.json", (json.dumps(card(generator, options, list(rows)), indent=2) + "\n").encode())
+    write_json(out / "samples.json", card(generator, options, list(rows)))
     print(out)
     return 0
 

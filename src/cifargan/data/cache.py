@@ -3,14 +3,15 @@
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cifargan.errors import UserError
+from cifargan.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -93,25 +94,10 @@ class ArrayCache:
         page = {"digest": digest, "array": name, "shape": list(images.shape), "info": info}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / name, lambda file: np.save(file, images, allow_pickle=False))
-            _write(self.folder / _SIDECAR, lambda file: file.write(json.dumps(page).encode()))
+            write_atomically(self.folder / name, lambda file: np.save(file, images, allow_pickle=False))
+            write_atomically(self.folder / _SIDECAR, json.dumps(page).encode())
             for old in self.folder.glob("images-*.npy"):
                 if old.name != name:
                     old.unlink()
-        except OSError as error:
+        except (OSError, UserError) as error:
             logger.warning("%s: not cached in %s (%s); the next run decodes again", self.label, self.folder, error)
-
-
-def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name, on the disk before it takes its own."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            file.close()
-            temporary.unlink()
-            raise
-    temporary.replace(path)

@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
 from cifargan.data.storage import BrokenFileError, Storage
+from cifargan.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,6 @@ MAX_PIXELS = 64_000_000
 MAX_IN_PROCESS = 2_000  # files; below it, starting processes costs more than it saves
 CHUNK = 256  # files handed to a process at a time
 _FORMATS = ("PNG", "JPEG", "WEBP")  # nothing else is even tried on bytes that someone else wrote
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Chunk(NamedTuple):
@@ -128,11 +126,10 @@ def decode_files(
     images = np.empty((len(names), 3, image_size, image_size), dtype=np.uint8)
     good = np.ones(len(names), dtype=np.bool_)
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    done, last_line = 0, time.monotonic()
-    # disable=None: no bar where standard error is no terminal; there, a line in the log now and then.
+    done = 0
     with (
         closing(_results(storage, chunks, image_size=image_size, workers=_workers(len(names)))) as results,
-        tqdm(total=len(names), desc=label, unit="file", disable=None) as bar,
+        Progress(len(names), label=label, unit="file") as progress,
     ):
         for chunk, result in zip(chunks, results, strict=True):
             for i, reason in result.broken:
@@ -140,10 +137,7 @@ def decode_files(
                 good[done + i] = False
             images[done : done + len(chunk)] = result.images
             done += len(chunk)
-            bar.update(len(chunk))
-            if bar.disable and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-                logger.info("%s: %d of %d files decoded", label, done, len(names))
-                last_line = time.monotonic()
+            progress.update(len(chunk))
     return (images if good.all() else images[good]), good
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import write_atomically
+from cifargan.files import write_json
 
 Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
@@ -61,7 +61,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a small JSON file whole or not at all."""
-        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        write_json(self.path / name, content)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a small JSON file; an empty dict where there is none."""

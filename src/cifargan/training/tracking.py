@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cifargan.files import write_atomically
 from cifargan.images import save_png
-from cifargan.training.checkpoint import write_atomically
 from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
