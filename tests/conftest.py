@@ -75,7 +75,9 @@ def composed() -> Callable[..., DictConfig]:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             # Where no experiment gives a name, it asks Hydra's runtime for the model's, and there is no runtime here.
             name = [] if any(override.startswith("experiment=") for override in overrides) else ["name=test"]
-            return OmegaConf.create(plain(hydra.compose("train", [*name, "device=cpu", *overrides])))
+            # The default one would be fetched.
+            scores = [] if any(override.startswith("evaluator=") for override in overrides) else ["evaluator=none"]
+            return OmegaConf.create(plain(hydra.compose("train", [*name, *scores, "device=cpu", *overrides])))
 
     return compose
 

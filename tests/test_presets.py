@@ -59,8 +59,9 @@ def test_two_steps_of_every_preset(
 ) -> None:
     config = composed(f"experiment={experiment}", "data=digits")
     arguments = [
-        *("train", f"experiment={experiment}", "data=digits", "hydra.run.dir=run", "device=cpu", "trainer.steps=2"),
-        *("trainer.batch_size=4", "trainer.log_every=1", "trainer.samples_per_class=1", *narrowed(config)),
+        *("train", f"experiment={experiment}", "data=digits", "evaluator=none", "hydra.run.dir=run", "device=cpu"),
+        *("trainer.steps=2", "trainer.batch_size=4", "trainer.log_every=1", "trainer.samples_per_class=1"),
+        *narrowed(config),
     ]
     ran = command(*arguments)
     assert ran.returncode == 0, ran.stderr

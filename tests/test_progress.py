@@ -3,10 +3,10 @@
 import io
 import logging
 import sys
+import time
 
 import pytest
 
-from cifargan import progress
 from cifargan.progress import Progress
 
 
@@ -14,7 +14,7 @@ def test_a_log_file_gets_lines_with_rate_and_time_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 5.0, 20.0, 25.0, 40.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO), Progress(100, label="scoring", unit="image") as shown:
         for _ in range(4):  # at 5, 20, 25 and 40 seconds: too soon, a line, too soon, the end
             shown.update(25)

@@ -3,7 +3,9 @@
 A registry and never a dotted path: a config or a checkpoint that somebody was sent must not be able to run code.
 """
 
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,8 +21,12 @@ from cifargan.data.folder import Folder
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.errors import UserError, did_you_mean
+from cifargan.evaluation.automatic import automatic
+from cifargan.evaluation.dinov2 import DINOv2
 from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
-from cifargan.evaluation.features import EfficientNetLite0, FeatureExtractor, Inception
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.lite0 import EfficientNetLite0
 from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
@@ -41,6 +47,8 @@ from cifargan.training.schedule import Schedule
 from cifargan.training.tracking import Tracker
 from cifargan.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 SOURCES: Registry = {"cifar10": CIFAR10, "folder": Folder, "digits": Digits}
 GENERATORS: Registry = {"dcgan": DCGANGenerator, "dense": DenseGenerator, "biggan": BigGANGenerator}
 DISCRIMINATORS: Registry = {"dcgan": DCGANDiscriminator, "dense": DenseDiscriminator, "biggan": BigGANDiscriminator}
@@ -55,7 +63,12 @@ LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": Wasserste
 REGULARIZERS: Registry = {"none": NoRegularizer, "lecam": LeCam}
 AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
 OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
-EXTRACTORS: Registry = {"inception": Inception, "efficientnet_lite0": EfficientNetLite0}
+EXTRACTORS: Registry = {
+    "inception": Inception,
+    "efficientnet_lite0": EfficientNetLite0,
+    "dinov2": DINOv2,
+    "auto": automatic,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +113,9 @@ class Critic:
 
 
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
-EVALUATOR_PROVIDED = ("extractor", "reference", "device")
-EVALUATOR_OWN = ("every", "samples")
+EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
+EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after")
+SPLITS = ("train", "test")
 OPTIMIZER_PARTS = ("generator", "discriminator")
 # A head that has an opinion on classes, and only that, needs a term to learn it by.
 HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
@@ -178,13 +192,47 @@ def build_data(node: DictConfig) -> ImageSet:
     return images
 
 
-def build_evaluator(node: DictConfig, *, reference: ImageSet, device: torch.device) -> Evaluator:
-    """The evaluator that `evaluator` describes; its networks and the reference features are ready afterwards."""
+def build_extractor(node: DictConfig, *, device: torch.device) -> FeatureExtractor:
+    """The feature network that `evaluator` names, with its weights."""
+    extractor: FeatureExtractor = construct(EXTRACTORS, without(node, *EVALUATOR_OWN), "evaluator", device=device)
+    return extractor
+
+
+def build_evaluator(node: DictConfig, *, images: ImageSet, data: DictConfig, device: torch.device) -> Evaluator:
+    """The evaluator that `evaluator` describes; its networks and the features of `images` are ready afterwards."""
     if node.name == "none":
         return NoEvaluator()
-    extractor: FeatureExtractor = construct(EXTRACTORS, without(node, *EVALUATOR_OWN), "evaluator", device=device)
-    frequency = arguments(FeatureEvaluator, _evaluator_own(node), "evaluator", provided=EVALUATOR_PROVIDED)
-    return FeatureEvaluator(extractor=extractor, reference=reference, device=device, **frequency)
+    settings = arguments(FeatureEvaluator, _evaluator_own(node), "evaluator", provided=EVALUATOR_PROVIDED)
+    return FeatureEvaluator(
+        extractor=build_extractor(node, device=device),
+        images=images,
+        final_images=partial(splits_of, data, images),
+        device=device,
+        **settings,
+    )
+
+
+def splits_of(node: DictConfig, images: ImageSet, wanted: Sequence[str] = SPLITS) -> list[ImageSet]:
+    """The splits that a data set can be scored against, those that it was not loaded with included.
+
+    Args:
+        node: `data` in the configuration.
+        images: what was loaded by it.
+        wanted: which splits.
+
+    Returns:
+        One set for each split there is; where there is none by such a name, `images` alone.
+    """
+    found = []
+    for split in wanted:
+        if images.splits == (split,):
+            found.append(images)
+            continue
+        try:
+            found.append(build_data(cast(DictConfig, OmegaConf.merge(node, {"splits": [split]}))))
+        except UserError as error:
+            log.info("not scored against a split called %s: %s", split, error)
+    return found or [images]
 
 
 def _evaluator_own(node: DictConfig) -> DictConfig:
@@ -257,7 +305,6 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     schedule = Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
 
     images = build_data(config.data)
-    evaluator = build_evaluator(config.evaluator, reference=images, device=device)
 
     # From here on the order decides which random numbers a network starts from.
     seed_everything(root.seed)
@@ -296,6 +343,8 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     if state is not None:
         # Before the tracker opens the run's files.
         game.load_state(state)
+    # Late, as its features can take a while, and what else is wrong should be told before. It draws no random numbers.
+    evaluator = build_evaluator(config.evaluator, images=images, data=config.data, device=device)
     trainer = Trainer(
         game=game,
         images=images,

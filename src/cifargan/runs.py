@@ -8,8 +8,10 @@ from typing import Literal, get_args
 import torch
 from omegaconf import OmegaConf
 
-from cifargan.build import build_generator, select_device
+from cifargan.build import HEADS, build_discriminator, build_generator, select_device
 from cifargan.errors import UserError, did_you_mean
+from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
+from cifargan.models.interface import Discriminator
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.game import load_network
@@ -126,3 +128,25 @@ def load_generator(
         weights=weights,
         batch_norm=batch_norm,
     )
+
+
+def load_classifier(run: Path, *, checkpoint: str = "last", device: str = "auto") -> Discriminator | None:
+    """The discriminator of a run in eval mode, if its head tells classes apart.
+
+    Args:
+        run: the run's folder.
+        checkpoint: `last`, `best` or a step.
+        device: where to put it.
+
+    Raises:
+        UserError: no such checkpoint or device, or a damaged file.
+    """
+    state = load(CheckpointStore(RunDirectory(run).checkpoints).find(checkpoint))
+    config = OmegaConf.create(state["config"])
+    if HEADS[config.model.discriminator.head.name] not in (AuxiliaryHead, EmbeddingHead):
+        return None
+    discriminator = build_discriminator(
+        config.model.discriminator, num_classes=len(state["classes"]), image_size=int(config.data.image_size)
+    )
+    load_network(discriminator, state["discriminator"], "discriminator")
+    return discriminator.to(select_device(device)).eval()

@@ -369,7 +369,11 @@ class Sampler:
     @torch.no_grad()
     def _images(self, z: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            return to_uint8(self._network(z.to(self.device), y.to(self.device)))
+            images = self._network(z.to(self.device), y.to(self.device))
+        if not images.isfinite().all():
+            # As bytes they would look like black pixels.
+            raise UserError("the generator's images are not finite: it has diverged; take an earlier checkpoint")
+        return to_uint8(images)
 
 
 class _MixedEmbeddings(TorchFunctionMode):

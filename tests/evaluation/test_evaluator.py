@@ -4,153 +4,142 @@ import copy
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.evaluator import BATCH, FeatureEvaluator, NoEvaluator
-from cifargan.evaluation.features import FeatureExtractor, Features
-from cifargan.evaluation.metrics import frechet_distance, inception_score, kernel_distance, mean_and_covariance
+from cifargan.evaluation.evaluator import SEED, FeatureEvaluator, NoEvaluator
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.manifold import manifold_scores
+from cifargan.evaluation.measure import StoppedError
+from cifargan.evaluation.metrics import frechet_distance, gaussian, inception_score, kernel_distance
+from cifargan.evaluation.records import Record
 from cifargan.models.interface import Generator
 from cifargan.sampling import Sampler
 
 CPU = torch.device("cpu")
-CLASSES = ("ant", "bee", "cow")
-
-
-class Tiny(Generator):
-    """Conditional, with batch norm, so that sampling has statistics to settle."""
-
-    def __init__(self) -> None:
-        super().__init__(latent_dim=4, num_classes=3, image_size=4)
-        self.embed = nn.Embedding(3, 4)
-        self.linear = nn.Linear(4, 48)
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.norm(self.linear(z + self.embed(y)).view(-1, 3, 4, 4)))
-
-
-class Corners(FeatureExtractor):
-    """The images' first pixels, which also are its class logits if it has any."""
-
-    distance_name = "fd_corners"
-    kernel_name = "kd_corners"
-
-    def __init__(self, *, has_logits: bool = False) -> None:
-        self.has_logits = has_logits
-        self.seen: list[Tensor] = []
-
-    def _forward(self, images: Tensor) -> Features:
-        self.seen.append(images)
-        features = images[:, :, 0, :2].flatten(1).float() / 255  # (N, 3, H, W) -> (N, 6)
-        return Features(features, features if self.has_logits else None)
-
-
-def real_images(n: int, *, labels: Tensor | None = None) -> ImageSet:
-    """Image i is known by its first pixel, which is i."""
-    images = torch.randint(0, 256, (n, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-    images[:, 0, 0, 0] = torch.arange(n)
-    return ImageSet(
-        images=images,
-        labels=torch.arange(n) % 3 if labels is None else labels,
-        classes=CLASSES,
-        name="insects",
-        splits=("train",),
-        flip=False,
-    )
-
-
-def make(
-    *, n: int = 60, samples: int = 30, every: int = 10, has_logits: bool = False, labels: Tensor | None = None
-) -> FeatureEvaluator:
-    return FeatureEvaluator(
-        extractor=Corners(has_logits=has_logits),
-        reference=real_images(n, labels=labels),
-        every=every,
-        samples=samples,
-        device=CPU,
-    )
+Maker = Callable[..., FeatureEvaluator]
 
 
 @pytest.fixture
-def tiny() -> Tiny:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Tiny().train()
+def make(corners: Callable[..., FeatureExtractor], insects: Callable[..., ImageSet]) -> Maker:
+    def build(*, n: int = 60, has_logits: bool = False, test: int = 0, **settings: Any) -> FeatureEvaluator:
+        images = insects(n)
+        held_out = [insects(test, split="test", seed=6)] if test else []
+        return FeatureEvaluator(
+            extractor=corners(has_logits=has_logits),
+            images=images,
+            final_images=lambda: [images, *held_out],
+            **{"every": 10, "samples": 30, "final_samples": 0, "device": CPU, **settings},
+        )
+
+    return build
 
 
-def sampler(generator: Generator) -> Sampler:
-    return Sampler(generator, CLASSES, standing_batches=2, batch_size=8)
+def sampler(generator: Generator, batch_size: int = 8) -> Sampler:
+    return Sampler(generator, ("ant", "bee", "cow"), standing_batches=2, batch_size=batch_size)
 
 
-def seen(evaluator: FeatureEvaluator) -> Tensor:
-    """All images that the extractor has seen."""
-    assert isinstance(evaluator.extractor, Corners)
-    return torch.cat(evaluator.extractor.seen)
+def values(records: list[Record]) -> dict[str, float]:
+    return {record.key: record.value for record in records}
 
 
-def test_no_evaluator_scores_nothing(tiny: Tiny) -> None:
-    assert NoEvaluator().evaluate(sampler(tiny)) == {}
+def features(evaluator: FeatureEvaluator, images: Tensor) -> Tensor:
+    return evaluator.extractor.extract(images).features
 
 
-def test_scores_are_those_of_the_samples_against_the_reference(tiny: Tiny) -> None:
-    evaluator = make(samples=30, has_logits=True)
-    real = evaluator.extractor.extract(seen(evaluator)).features
-    fake = evaluator.extractor.extract(sampler(tiny).sample(30, seed=1)).features
-    kernel, kernel_deviation = kernel_distance(real, fake)
+def test_no_evaluator_scores_nothing(tiny: Generator) -> None:
+    assert NoEvaluator().evaluate(sampler(tiny), step=1) == []
+    assert NoEvaluator().final(sampler(tiny), step=1) == []
+
+
+def test_scores_are_those_of_the_samples_against_all_real_images(tiny: Generator, make: Maker) -> None:
+    evaluator = make(has_logits=True)
+    real, fake = (features(evaluator, x) for x in (evaluator.images.images, sampler(tiny).sample(30, seed=SEED)))
+    kernel, kernel_deviation = kernel_distance(real, fake, subset_size=30)
     score, deviation = inception_score(fake)
-    assert evaluator.evaluate(sampler(tiny)) == pytest.approx(
+    records = evaluator.evaluate(sampler(tiny), step=7)
+    assert values(records) == pytest.approx(
         {
-            "score/fd_corners_n30": frechet_distance(*mean_and_covariance(real), *mean_and_covariance(fake)),
-            "score/kd_corners_n30": kernel,
-            "score/kd_corners_n30_std": kernel_deviation,
-            "score/is_n30": score,
-            "score/is_n30_std": deviation,
+            "is_corners_n30": score,
+            "fd_corners_n30_train": frechet_distance(gaussian(real), gaussian(fake)),
+            "kd_corners_n30_train": kernel,
         },
         rel=1e-6,
         abs=1e-9,
     )
+    spreads = [record.spread for record in records if record.spread is not None]
+    assert spreads == pytest.approx([deviation, kernel_deviation], rel=1e-6)
+    assert [record.spread_over for record in records] == ["10 splits", None, "100 subsets of 30"]
+    assert evaluator.monitor == "fd_corners_n30_train"
 
 
-@pytest.mark.parametrize(("n", "samples", "suffix"), [(60, 30, "_n30"), (30, 30, "_n30"), (20, 30, "_n30v20")])
-def test_names_say_how_many_images(tiny: Tiny, n: int, samples: int, suffix: str) -> None:
-    evaluator = make(n=n, samples=samples)
-    scores = evaluator.evaluate(sampler(tiny))
-    assert list(scores) == [f"score/fd_corners{suffix}", f"score/kd_corners{suffix}", f"score/kd_corners{suffix}_std"]
-    assert evaluator.monitor == f"score/fd_corners{suffix}"
+def test_every_record_says_what_decides_it(tiny: Generator, make: Maker) -> None:
+    (record, _) = make().evaluate(sampler(tiny), step=7)
+    flat = record.flat()
+    assert {key: flat[key] for key in ("step", "checkpoint", "weights", "batch_norm", "truncation", "seed")} == {
+        "step": 7,
+        "checkpoint": "last",
+        "weights": "ema",
+        "batch_norm": "standing",
+        "truncation": None,
+        "seed": SEED,
+    }
+    assert (flat["extractor"], flat["resize"], flat["dtype"]) == ("corners", "none", "float32")
+    assert (flat["weights_hash"], flat["images"]) == ("c0ffee", 30)
+    assert (flat["reference_name"], flat["reference_split"], flat["reference_n"]) == ("insects", "train", 60)
+    assert flat["reference_fingerprint"] == make().images.fingerprint
 
 
-def test_reference_is_spread_evenly_over_each_class() -> None:
-    ordered = torch.arange(60) // 20
-    by_turns = torch.arange(60) % 3
-    for labels in (ordered, by_turns):
-        picked = seen(make(n=60, samples=12, labels=labels))[:, 0, 0, 0].long()
-        assert torch.bincount(labels[picked]).tolist() == [4, 4, 4]
-        for label in range(3):
-            of_class = (labels == label).nonzero().flatten()
-            assert torch.equal(picked[labels[picked] == label], of_class[::5])
+def test_full_adds_what_a_distance_hides(tiny: Generator, make: Maker) -> None:
+    evaluator = make(full=True)
+    images = sampler(tiny).sample(30, seed=SEED)
+    real, fake = features(evaluator, evaluator.images.images), features(evaluator, images)
+    found = values(evaluator.evaluate(sampler(tiny), step=1))
+    scores = manifold_scores(real, fake, k=5)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[f"{name}_corners_n30_train"] == getattr(scores, name)
+    for label, name in enumerate(("ant", "bee", "cow")):
+        one = evaluator.images.labels == label
+        expected = frechet_distance(gaussian(real[one]), gaussian(fake[label::3]))
+        assert found[f"fd_corners_n10_train/{name}"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        nearest = torch.cdist(fake[label::3], real).argmin(dim=1)
+        share = float((evaluator.images.labels[nearest] == label).double().mean())
+        assert found[f"class_hit_rate_corners_n10_train/{name}"] == share
+    assert len(found) == 2 + 4 + 6
 
 
-def test_reference_is_all_there_is_when_that_is_less() -> None:
-    picked = seen(make(n=20, samples=30))[:, 0, 0, 0]
-    assert sorted(picked.tolist()) == list(range(20))
+def test_the_final_scores_are_of_more_samples_against_every_split(tiny: Generator, make: Maker) -> None:
+    evaluator = make(test=20, final_samples=45)
+    assert list(values(evaluator.final(sampler(tiny), step=9))) == [
+        "fd_corners_n45_train",
+        "kd_corners_n45_train",
+        "fd_corners_n45_test",
+        "kd_corners_n45_test",
+    ]
+    assert make(test=20, final_samples=0).final(sampler(tiny), step=9) == []
 
 
-def test_real_images_are_looked_at_in_bounded_batches() -> None:
-    evaluator = make(n=2 * BATCH + 1, samples=500)
-    assert isinstance(evaluator.extractor, Corners)
-    assert [len(batch) for batch in evaluator.extractor.seen] == [BATCH, BATCH, 1]
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_batch_size_decides_nothing_nor_does_the_second_call(tiny: Generator, make: Maker, batch_size: int) -> None:
+    expected = values(make(has_logits=True, full=True).evaluate(sampler(tiny, 30), step=1))
+    evaluator = make(has_logits=True, full=True, batch_size=batch_size)
+    for _ in range(2):
+        found = values(evaluator.evaluate(sampler(tiny, batch_size), step=1))
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_evaluating_changes_nothing(tiny: Tiny, global_rng: Callable[[], bytes]) -> None:
+def test_evaluating_changes_nothing(tiny: Generator, make: Maker, global_rng: Callable[[], bytes]) -> None:
     before, state = global_rng(), copy.deepcopy(tiny.state_dict())
-    evaluator = make(has_logits=True)
-    first = evaluator.evaluate(sampler(tiny))
-    assert evaluator.evaluate(sampler(tiny)) == first
+    evaluator = make(has_logits=True, full=True, final_samples=12)
+    first = evaluator.evaluate(sampler(tiny), step=1)
+    evaluator.final(sampler(tiny), step=1)
+    assert evaluator.evaluate(sampler(tiny), step=1) == first
     assert global_rng() == before
     assert tiny.training
     assert all(parameter.requires_grad for parameter in tiny.parameters())
@@ -158,44 +147,74 @@ def test_evaluating_changes_nothing(tiny: Tiny, global_rng: Callable[[], bytes])
         assert torch.equal(tensor, state[name]), name
 
 
-def test_white_images_are_as_far_as_the_real_ones_are_from_white(tiny: Tiny) -> None:
+def test_white_images_are_as_far_as_the_real_ones_are_from_white(tiny: Any, make: Maker) -> None:
     evaluator = make()
     with torch.no_grad():
         tiny.norm.bias.fill_(100)
-    mean, covariance = mean_and_covariance(evaluator.extractor.extract(seen(evaluator)).features)
+    mean, covariance, _ = gaussian(features(evaluator, evaluator.images.images))
     expected = (1 - mean).square().sum() + covariance.trace()
-    assert evaluator.evaluate(sampler(tiny))[evaluator.monitor] == pytest.approx(float(expected), rel=1e-6)
+    assert values(evaluator.evaluate(sampler(tiny), step=1))[evaluator.monitor] == pytest.approx(
+        float(expected), rel=1e-6
+    )
+
+
+def test_a_generator_that_gives_no_numbers_is_one_line(tiny: Any, make: Maker) -> None:
+    with torch.no_grad():
+        tiny.linear.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="images are not finite: it has diverged"):
+        make().evaluate(sampler(tiny), step=1)
+
+
+def test_real_images_of_another_size_are_no_reference(
+    tiny: Generator, make: Maker, insects: Callable[..., ImageSet]
+) -> None:
+    evaluator = make(final_samples=30)
+    small = insects(30)
+    larger = replace(small, images=small.images.repeat(1, 1, 2, 2), fingerprint="")
+    evaluator.final_images = lambda: [larger]
+    with pytest.raises(UserError, match=r"images are 4x4 and those of insects 8x8"):
+        evaluator.final(sampler(tiny), step=1)
+
+
+def test_a_stop_is_heeded_within_a_batch(tiny: Generator, make: Maker) -> None:
+    asked = iter([False, True])
+    with pytest.raises(StoppedError, match="scoring: stopped after 16 of 30 images"):
+        make().evaluate(sampler(tiny), step=1, stop=lambda: next(asked))
 
 
 @pytest.mark.parametrize(
-    ("n", "every", "samples", "has_logits", "message"),
+    ("settings", "message"),
     [
-        (60, 0, 30, False, r"evaluator\.every=0: must be at least 1"),
-        (60, 10, 1, False, r"evaluator\.samples=1: must be at least 2"),
-        (60, 10, 9, True, r"evaluator\.samples=9: must be at least 10 for an Inception Score"),
-        (1, 10, 30, False, r"insects has 1 image, and a score needs 2"),
+        ({"every": 0}, r"evaluator\.every=0: must be at least 1"),
+        ({"samples": 1}, r"evaluator\.samples=1: must be at least 2"),
+        ({"samples": 9, "has_logits": True}, r"evaluator\.samples=9: must be at least 10 for an Inception Score"),
+        ({"samples": 5, "full": True}, r"evaluator\.samples=5: must be at least 6 for precision and recall"),
+        ({"final_samples": 1}, r"evaluator\.final_samples=1: must be at least 2, or 0 for no final evaluation"),
+        ({"batch_size": 0}, r"evaluator\.batch_size=0: must be at least 1"),
+        ({"warn_after": 0}, r"evaluator\.warn_after=0: must be at least 1"),
+        ({"stop_after": -1}, r"evaluator\.stop_after=-1: must be at least 1, or null"),
+        ({"n": 1}, r"insects has 1 image, and a score needs 2"),
     ],
 )
-def test_settings_are_checked_before_anything_is_computed(
-    n: int, every: int, samples: int, has_logits: bool, message: str
-) -> None:
-    extractor = Corners(has_logits=has_logits)
-    with pytest.raises(UserError, match=message):
-        FeatureEvaluator(extractor=extractor, reference=real_images(n), every=every, samples=samples, device=CPU)
-    assert extractor.seen == []
+def test_settings_are_checked_before_anything_is_computed(make: Maker, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        make(**settings)
+    assert "\n" not in str(error.value)
 
 
-def test_least_settings_work(tiny: Tiny) -> None:
-    for evaluator in (make(samples=2, n=2, every=1), make(samples=10, has_logits=True)):
-        scores = evaluator.evaluate(sampler(tiny))
-        assert torch.tensor(list(scores.values())).isfinite().all()
+def test_least_settings_work(tiny: Generator, make: Maker) -> None:
+    for evaluator in (make(samples=2, n=2, every=1), make(samples=10, has_logits=True), make(samples=6, full=True)):
+        records = evaluator.evaluate(sampler(tiny), step=1)
+        assert torch.tensor([record.value for record in records]).isfinite().all()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown_on_a_terminal_alone(tiny: Tiny, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown_on_a_terminal_alone(
+    tiny: Generator, make: Maker, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(stderr, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", stderr)
-    make().evaluate(sampler(tiny))
+    make().evaluate(sampler(tiny), step=1)
     shown = stderr.getvalue()
-    assert ("real images" in shown, "scoring" in shown) == (terminal, terminal)
+    assert ("features of insects train" in shown, "scoring" in shown) == (terminal, terminal)

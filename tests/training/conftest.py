@@ -35,6 +35,7 @@ SMALL = [
     "device=cpu",
     "precision=fp32",
     "data=digits",
+    "evaluator=none",
     "data.image_size=16",
     "data.splits=[test]",
     "trainer.batch_size=10",

@@ -1,6 +1,7 @@
 """The whole loop: runs that go on in the same bits, that stop when they must, and keep what they should."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,14 +15,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.evaluation.evaluator import Evaluator
+from cifargan.evaluation.evaluator import Evaluator, Stop, never
+from cifargan.evaluation.measure import StoppedError
+from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
 from cifargan.sampling import Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, load
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.trainer import DivergedError, Trainer
+from cifargan.training.watch import ScoreWatch
 
 TrainerMaker = Callable[..., Trainer]
 Differences = Callable[[Any, Any], list[str]]
@@ -117,17 +122,33 @@ def terminate() -> None:
 class Scripted(Evaluator):
     """Draws images and gives the scores it was told to, one after the other."""
 
-    monitor = "score/fd"
+    monitor = "fd_n4"
+    batch_size = 2
+    warn_after = 100
+    stop_after = None
 
-    def __init__(self, *scores: float, every: int = 1, act: Callable[[], Any] = lambda: None) -> None:
+    def __init__(
+        self, *scores: float, every: int = 1, act: Callable[[], Any] = lambda: None, last: tuple[float, ...] = ()
+    ) -> None:
         self.scores = list(scores)
         self.every = every
         self.act = act
+        self.last = list(last)
 
-    def evaluate(self, sampler: Sampler) -> dict[str, float]:
+    def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
         self.act()
-        assert sampler.sample(4, seed=1).dtype == torch.uint8
-        return {"score/fd": self.scores.pop(0)} if self.scores else {}
+        return self._look(sampler, self.scores, 4, step)
+
+    def final(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
+        if stop():
+            raise StoppedError("scoring: stopped after 1 of 8 images")
+        return self._look(sampler, self.last, 8, step)
+
+    def _look(self, sampler: Sampler, scores: list[float], n: int, step: int) -> list[Record]:
+        assert sampler.sample(n, seed=1).dtype == torch.uint8
+        space = FeatureSpace(extractor="none", weights_hash="", resize="", dtype="float32")
+        protocol = Protocol(n=n, space=space, subject="training", step=step)
+        return [Record(metric="fd", value=scores.pop(0), n=n, protocol=protocol)] if scores else []
 
 
 # The same bits
@@ -359,8 +380,92 @@ def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: Trainer
     result = resumed.fit()
     assert (result.step, result.best_step, result.best_score) == (8, 4, 3.0)
     assert load(resumed.checkpoints.find("best"))["step"] == 4
-    scores = [(line["step"], line["score/fd"]) for line in scalars(tmp_path / "run") if "score/fd" in line]
+    scores = [(line["step"], line["score/fd_n4"]) for line in scalars(tmp_path / "run") if "score/fd_n4" in line]
     assert scores == [(1, None), (2, 5.0), (3, 7.0), (4, 3.0), (5, None), (6, 4.0), (7, 3.5), (8, 3.25)]
+
+
+def test_the_final_scores_are_kept_with_all_that_decides_them(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=4")
+    trainer.evaluator = Scripted(5.0, 6.0, every=2, last=(4.5,))
+    result = trainer.fit()
+    assert [record.value for record in result.records] == [4.5]
+    assert result.best_score == 5.0  # of the comparable ones
+    kept = read_file(tmp_path / "run" / "evaluation.json")
+    assert [(record["step"], record["n"], record["value"]) for record in kept] == [
+        (2, 4, 5.0),
+        (4, 4, 6.0),
+        (4, 8, 4.5),
+    ]
+    lines = scalars(tmp_path / "run")
+    assert [record for line in lines for record in line.get("records", [])] == kept
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("score/fd_n4")] == [(2, 5.0), (4, 6.0)]
+    assert all(0 < event.value < 1 for event in events.Scalars("speed/evaluation_share"))
+    assert any("hparams" in tag for tag in events.PluginTagToContent("hparams"))
+
+
+def test_a_run_that_gets_no_better_ends_early_with_everything_saved(new_trainer: TrainerMaker, tmp_path: Path) -> None:
+    trainer = new_trainer("run", *SIMPLE)
+    trainer.evaluator = Scripted(5.0, 6.0, 5.5, 1.0, last=(2.0,))
+    trainer.scores = ScoreWatch(warn_after=9, stop_after=2)
+    result = trainer.fit()
+    assert (result.step, result.best_step, result.stopped_early) == (3, 1, True)
+    assert [record.value for record in result.records] == [2.0]
+    assert load(trainer.checkpoints.find("last"))["step"] == 3
+    assert load(trainer.checkpoints.find("best"))["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("no\nluck"), RuntimeError("CUDA out of memory"), MemoryError("none left"), StoppedError("stopped")],
+)
+def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
+    new_trainer: TrainerMaker, differences: Differences, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = new_trainer("quiet", *SIMPLE, "trainer.steps=2")
+    quiet.fit()
+
+    def fail() -> None:
+        raise error
+
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
+    trainer.evaluator = Scripted(5.0, act=fail)
+    with caplog.at_level(logging.INFO):
+        result = trainer.fit()
+    assert (result.step, result.best_score) == (2, None)
+    assert str(error).splitlines()[0] in caplog.text
+    assert differences(quiet.game.state(), trainer.game.state()) == []
+
+
+def test_a_signal_before_the_final_scores_does_not_wait_for_them(new_trainer: TrainerMaker) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
+    trainer.evaluator = Scripted(every=2, act=terminate, last=(1.0,))
+    with pytest.raises(InterruptedRunError, match=r"trained to step 2, checkpoint written; the final scores") as error:
+        trainer.fit()
+    assert error.value.signal == signal.SIGTERM
+    assert load(trainer.checkpoints.find("last"))["step"] == 2
+
+
+def test_real_evaluations_leave_no_trace_in_the_training(
+    new_trainer: TrainerMaker, differences: Differences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: the weights, averages, optimisers, buffers, data order and random numbers."""
+    monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
+    overrides = [*EVERYTHING, "trainer.steps=3", "data.image_size=16"]
+    quiet = new_trainer("quiet", *overrides)
+    quiet.fit()
+    scored = new_trainer(
+        "scored",
+        *(override for override in overrides),
+        *("evaluator=efficientnet_lite0", "evaluator.resolution=32", "evaluator.every=1", "evaluator.samples=12"),
+        *("evaluator.final_samples=20", "evaluator.full=true"),
+    )
+    result = scored.fit()
+    assert differences(quiet.game.state(), scored.game.state()) == []
+    keys = [record.key for record in result.records if record.class_name is None]
+    assert "fd_lite0_32_n20_train" in keys
+    assert "precision_lite0_32_n20_test" in keys
+    assert result.best_score is not None
 
 
 def test_a_run_without_an_evaluator_has_no_best(new_trainer: TrainerMaker) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifargan.training.watch import CollapseWatch, spread
+from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard
+from cifargan.training.watch import CollapseWatch, ScoreWatch, spread
 
 
 def noise(n: int, amplitude: int, seed: int = 0) -> Tensor:
@@ -112,3 +113,83 @@ def test_a_resumed_run_counts_on_and_does_not_warn_again(caplog: pytest.LogCaptu
     for step in range(4, 9):
         third.look_at_scalars(won(8.0), step)
     assert len(warnings(caplog)) == 2
+
+
+# Scores
+
+
+def card(split: str) -> ReferenceCard:
+    return ReferenceCard(name="noise", split=split, n=10, fingerprint="abc")
+
+
+def record(metric: str, value: float) -> Record:
+    protocol = Protocol(
+        n=10, space=FeatureSpace(extractor="x", weights_hash="", resize="", dtype=""), subject="training"
+    )
+    return Record(metric=metric, value=value, n=10, protocol=protocol, reference=card("train"))
+
+
+def test_the_best_score_is_the_lowest_and_no_number_is_none() -> None:
+    scores = ScoreWatch(warn_after=3, stop_after=None)
+    assert [scores.look(value, step) for step, value in enumerate([5.0, 6.0, 4.0, 4.0, float("nan")])] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert (scores.best, scores.best_step) == (4.0, 2)
+    assert not scores.gave_up
+
+
+def test_a_score_that_rises_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    scores = ScoreWatch(warn_after=2, stop_after=None)
+    for step, value in enumerate([5.0, 6.0, 5.5, 6.0]):  # never twice in a row
+        scores.look(value, step)
+    assert warnings(caplog) == []
+    for step, value in enumerate([7.0, 8.0, 9.0], start=4):
+        scores.look(value, step)
+    (message,) = warnings(caplog)
+    assert message.startswith(
+        "step 4: the score has risen for 2 evaluations in a row, from the best 5 at step 0 to 7: the run is getting worse"
+    )
+
+
+def test_training_gives_up_after_evaluations_without_a_new_best(caplog: pytest.LogCaptureFixture) -> None:
+    scores = ScoreWatch(warn_after=9, stop_after=2)
+    for step, value in enumerate([5.0, 6.0, 4.0, 6.0]):
+        scores.look(value, step)
+        assert not scores.gave_up
+    scores.look(5.0, 4)
+    assert scores.gave_up
+    (message,) = warnings(caplog)
+    assert message == "step 4: no better score than 4 (step 2) for 2 evaluations (evaluator.stop_after): training ends"
+
+
+def test_what_a_distance_hides_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    scores = ScoreWatch(warn_after=9, stop_after=None)
+    scores.look_at_details([record("precision", 0.0), record("coverage", 0.0)], 0)  # nothing learnt yet
+    fine = [record("precision", 0.5), record("recall_lite0_64", 0.06), record("density", 0.0), record("fid", 0.0)]
+    scores.look_at_details(fine, 1)
+    scores.look_at_details([record("coverage", 0.0)], 1)
+    assert warnings(caplog) == []
+    scores.look_at_details([record("recall_lite0_64", 0.009), record("precision", 0.0)], 2)
+    scores.look_at_details([record("recall_lite0_64", 0.001)], 3)
+    assert [message.split(":")[:2] for message in warnings(caplog)] == [
+        ["step 2", " recall_lite0_64 is 0.009"],
+        ["step 2", " precision is 0"],
+    ]
+
+
+def test_a_resumed_run_remembers_its_scores_and_gets_another_chance() -> None:
+    scores = ScoreWatch(warn_after=2, stop_after=3)
+    for step, value in enumerate([5.0, 6.0, 7.0]):
+        scores.look(value, step)
+    resumed = ScoreWatch(warn_after=2, stop_after=3)
+    resumed.load_state_dict(scores.state_dict())
+    assert resumed.state_dict() == scores.state_dict()
+    scores.look(8.0, 3)
+    assert scores.gave_up
+    resumed.load_state_dict(scores.state_dict())
+    assert not resumed.gave_up
+    assert (resumed.best, resumed.best_step) == (5.0, 0)

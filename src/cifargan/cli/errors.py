@@ -124,7 +124,7 @@ def groups() -> list[str]:
 
 def options(group: str) -> list[str]:
     """The choices of a config group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
 
 
 def _known_keys() -> Iterator[str]:

@@ -2,36 +2,25 @@
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cifargan.errors import UserError, did_you_mean
+from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
+from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
-from cifargan.runs import LoadedGenerator, find_run, load_generator
+from cifargan.runs import LoadedGenerator, find_run
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("grid", "png", "npz")
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong option as every other error is reported."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing a page of usage."""
-        hint = ""
-        if unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            hint = did_you_mean(unknown[1], self._option_string_actions)
-        raise UserError(f"{message}{hint or f'; see {self.prog} --help'}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,19 +33,8 @@ def parser() -> argparse.ArgumentParser:
         "  cifargan sample --truncation 0.5                     class sheets from the newest run\n"
         "  cifargan sample RUN --classes cat,dog --format npz   arrays of cats and dogs\n"
         "  cifargan sample RUN --interpolate cat,dog            a strip and a GIF from cat to dog",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("run", nargs="?", metavar="RUN", help="folder of the run; default: the newest under --root")
-    p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
-    p.add_argument("--checkpoint", metavar="WHICH", default="last", help="last, best or a step (default: last)")
-    p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
-    p.add_argument(
-        "--batch-norm",
-        choices=("standing", "running", "batch"),
-        metavar="MODE",
-        default="standing",
-        help="standing, running or batch statistics (default: standing)",
-    )
+    add_generator_options(p)
     p.add_argument(
         "--truncation", type=positive, metavar="T", help="resample latent coordinates beyond T (default: none)"
     )
@@ -68,36 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--scale", type=count, metavar="N", default=1, help="enlarge every pixel of grids and strips")
     p.add_argument("--interpolate", metavar="A,B", help="a strip and a GIF from class A to class B")
     p.add_argument("--training-gif", action="store_true", help="a GIF of the grids that training left behind")
-    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    p.add_argument(
-        "--batch-size", type=count, metavar="N", default=100, help="images at once; has no influence on them"
-    )
     return p
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """A whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
-    return int(text)
 
 
 def run(arguments: list[str]) -> int:
@@ -112,14 +61,7 @@ def run(arguments: list[str]) -> int:
     if options.training_gif:
         training_gif(directory.samples, options.out or directory.path / "generated")
         return 0
-    generator = load_generator(
-        directory.path,
-        checkpoint=options.checkpoint,
-        weights=options.weights,
-        batch_norm=options.batch_norm,
-        device=options.device,
-        batch_size=options.batch_size,
-    )
+    generator = load_chosen(directory, options)
     out = options.out or directory.path / "generated" / label(generator, options)
     if options.interpolate:
         interpolate(generator, options, out)

@@ -33,7 +33,8 @@ groups of settings are chosen by name:
   experiment=  a whole recipe          model=      generator and discriminator
   loss=        bce hinge wasserstein   data=       cifar10 folder digits
   regularizer= none lecam              augment=    none diffaugment
-  evaluator=   none inception efficientnet_lite0   optimizer=  trainer=
+  evaluator=   inception inception_full efficientnet_lite0 dinov2 auto none
+  optimizer=   adam rmsprop            trainer=    default
 
   seed=1  device=cpu  precision=bf16  deterministic=true  trainer.steps=50000  trainer.batch_size=64
   resume=RUN   go on exactly where a run stopped; resume=latest takes the newest
@@ -152,18 +153,21 @@ def train(
     for line in preflight(config, trainer, directory):
         log.info(line)
     status: Status = "failed"
+    details: dict[str, bool] = {}
     try:
         result = trainer.fit()
         status = "finished"
+        details = {"stopped_early": True} if result.stopped_early else {}
     except InterruptedRunError as error:
         status = "interrupted"
-        advice = f"go on with: cifargan train resume={directory.path}"
+        done = trainer.step == trainer.schedule.steps
+        advice = f"go on with: cifargan {'evaluate ' if done else 'train resume='}{directory.path}"
         raise InterruptedRunError(error.signal, f"{error}; {advice}") from error
     except DivergedError:
         status = "diverged"
         raise
     finally:
-        directory.set_status(status, step=trainer.step)
+        directory.set_status(status, step=trainer.step, **details)
     log.info("finished: %s", directory.path)
     return result
 

@@ -34,12 +34,13 @@ class Chunk(NamedTuple):
     broken: list[tuple[int, str]]  # the position in the run, and what is wrong
 
 
-def decode(data: bytes, *, image_size: int) -> NDArray[np.uint8]:
+def decode(data: bytes, *, image_size: int, resample: bool = True) -> NDArray[np.uint8]:
     """Decode one image: upright, RGB on white, the square in its middle, resized.
 
     Args:
         data: A PNG, JPEG or WebP file of any mode; 16-bit grey is scaled to 8 bits; of an animation, the first frame.
         image_size: S. An image that has this size is not resampled; others go through PIL's antialiased bicubic.
+        resample: whether images of another size are taken at all.
 
     Returns:
         (3, S, S) uint8.
@@ -51,6 +52,8 @@ def decode(data: bytes, *, image_size: int) -> NDArray[np.uint8]:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
         ImageOps.exif_transpose(image, in_place=True)
+        if not resample and image.size != (image_size, image_size):
+            raise ValueError(f"{image.width}x{image.height} where others are {image_size}x{image_size}")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = _rgb(image.crop((left, top, left + side, top + side)))
@@ -71,13 +74,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_chunk(storage: Storage, names: Sequence[str], *, image_size: int) -> Chunk:
+def decode_chunk(storage: Storage, names: Sequence[str], *, image_size: int, resample: bool = True) -> Chunk:
     """Decode a run of files in this process.
 
     Args:
         storage: Where they lie.
         names: M file names.
         image_size: S.
+        resample: whether files of another size are resized; else they count as broken.
 
     Returns:
         M images and the broken ones among them.
@@ -97,7 +101,7 @@ def decode_chunk(storage: Storage, names: Sequence[str], *, image_size: int) -> 
                 broken.append((i, str(error)))
                 continue
             try:
-                images[i] = decode(data, image_size=image_size)
+                images[i] = decode(data, image_size=image_size, resample=resample)
             except UnidentifiedImageError:
                 broken.append((i, "not a PNG, JPEG or WebP image"))
             except Exception as error:  # a damaged file makes PIL raise almost anything
@@ -106,7 +110,13 @@ def decode_chunk(storage: Storage, names: Sequence[str], *, image_size: int) -> 
 
 
 def decode_files(
-    storage: Storage, names: Sequence[str], *, image_size: int, label: str, on_broken: Callable[[str, str], None]
+    storage: Storage,
+    names: Sequence[str],
+    *,
+    image_size: int,
+    label: str,
+    on_broken: Callable[[str, str], None],
+    resample: bool = True,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Decode many files, on all cores where there are enough of them, and show how far it is.
 
@@ -115,6 +125,7 @@ def decode_files(
         names: N file names.
         image_size: S.
         label: What they are, for the progress bar.
+        resample: Whether files of another size are resized; else they count as broken.
         on_broken: Called with the name of a broken file and what is wrong with it; may raise to stop.
 
     Returns:
@@ -128,7 +139,7 @@ def decode_files(
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     done = 0
     with (
-        closing(_results(storage, chunks, image_size=image_size, workers=_workers(len(names)))) as results,
+        closing(_results(storage, chunks, image_size, resample, workers=_workers(len(names)))) as results,
         Progress(len(names), label=label, unit="file") as progress,
     ):
         for chunk, result in zip(chunks, results, strict=True):
@@ -149,13 +160,13 @@ def _workers(files: int) -> int:
 
 
 def _results(
-    storage: Storage, chunks: Sequence[Sequence[str]], *, image_size: int, workers: int
+    storage: Storage, chunks: Sequence[Sequence[str]], image_size: int, resample: bool, *, workers: int
 ) -> Generator[Chunk, None, None]:
     done = 0
     if workers > 1:
         # Spawned, because forking a process that has threads or a CUDA context is unsafe.
         try:
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (storage, image_size))
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (storage, image_size, resample))
             try:
                 for result in pool.map(_work, chunks):
                     yield result
@@ -166,18 +177,18 @@ def _results(
             # A script without a main guard, a system without semaphores; a file that cannot be read fails again below.
             logger.warning("decoding in several processes failed (%s); going on in this one", error)
     for chunk in chunks[done:]:
-        yield decode_chunk(storage, chunk, image_size=image_size)
+        yield decode_chunk(storage, chunk, image_size=image_size, resample=resample)
 
 
-_worker: tuple[Storage, int]  # set once in each decoding process, so that a zip is opened once and not per chunk
+_worker: tuple[Storage, int, bool]  # set once in each decoding process, so that a zip is opened once and not per chunk
 
 
-def _start_worker(storage: Storage, image_size: int) -> None:
+def _start_worker(storage: Storage, image_size: int, resample: bool) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
-    _worker = storage, image_size
+    _worker = storage, image_size, resample
 
 
 def _work(names: Sequence[str]) -> Chunk:
-    storage, image_size = _worker
-    return decode_chunk(storage, names, image_size=image_size)
+    storage, image_size, resample = _worker
+    return decode_chunk(storage, names, image_size=image_size, resample=resample)

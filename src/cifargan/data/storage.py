@@ -167,8 +167,8 @@ class Zip(Storage):
         self._file.close()
 
 
-def open_storage(root: Path) -> Storage:
-    """Open the folder or zip that the user named.
+def open_storage(root: Path, *, setting: str = "data.root") -> Storage:
+    """Open the folder or zip that the user named, in `setting`.
 
     Raises:
         UserError: There is nothing there, or something else.
@@ -179,10 +179,10 @@ def open_storage(root: Path) -> Storage:
         if zipfile.is_zipfile(root):
             return Zip(root)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"data.root: cannot read {root}: {error}") from error
+        raise UserError(f"{setting}: cannot read {root}: {error}") from error
     if root.exists():
-        raise UserError(f"data.root: {root} is a file that is no zip; give a folder with one sub-folder a class")
-    raise UserError(f"data.root: there is no folder or zip at {root}")
+        raise UserError(f"{setting}: {root} is a file that is no zip; give a folder with one sub-folder a class")
+    raise UserError(f"{setting}: there is no folder or zip at {root}")
 
 
 def is_image(name: str) -> bool:

@@ -1,41 +1,53 @@
 """Scores a generator against real images while it trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor, Features
-from cifargan.evaluation.metrics import (
-    IS_SPLITS,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    mean_and_covariance,
-)
+from cifargan.evaluation.compare import NEIGHBOURS, details, distances, own_scores
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.measure import measure
+from cifargan.evaluation.metrics import IS_SPLITS
+from cifargan.evaluation.records import Protocol, Record
+from cifargan.evaluation.reference import Reference, reference_of
 from cifargan.sampling import Sampler
 
-BATCH = 100  # real images looked at together; Inception takes some 1.5 GB for as many
+SEED = 1  # of the latents that are scored: always the same ones, so that scores of two steps differ by the step alone
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 class Evaluator(ABC):
-    """Turns a sampler into named scores.
+    """Turns a sampler into records.
 
     Attributes:
         every: training steps between evaluations.
-        monitor: the score, lower is better, by which the best checkpoint is kept.
+        monitor: the key of the score, lower is better, by which the best checkpoint is kept.
+        warn_after: evaluations in a row that may get worse before a warning.
+        stop_after: evaluations without a new best after which training ends; None: it goes on.
+        batch_size: images to generate and look at together.
     """
 
     every: int
     monitor: str
+    batch_size: int
+    warn_after: int
+    stop_after: int | None
 
     @abstractmethod
-    def evaluate(self, sampler: Sampler) -> dict[str, float]:
-        """Score what `sampler` draws. Leaves the training's random number generators alone."""
+    def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
+        """Score what `sampler` draws at a training step. Leaves training's random number generators alone."""
+
+    @abstractmethod
+    def final(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
+        """Score what is worth reporting: many samples, against every split."""
 
 
 class NoEvaluator(Evaluator):
@@ -43,24 +55,34 @@ class NoEvaluator(Evaluator):
 
     every = 2**62
     monitor = "none"
+    batch_size = 100
+    warn_after = 2**62
+    stop_after = None
 
-    def evaluate(self, sampler: Sampler) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:  # noqa: ARG002
         """No scores."""
-        return {}
+        return []
+
+    def final(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:  # noqa: ARG002
+        """No scores."""
+        return []
 
 
 class FeatureEvaluator(Evaluator):
-    """Fréchet and kernel distance, and the Inception Score where the extractor's logits fit.
-
-    The names say what was measured: `score/fd_lite0_64_n2000` is a Fréchet distance of 2,000 samples in that space to
-    2,000 real images, `..._n2000v1498` one to 1,498.
+    """Fréchet and kernel distance, the Inception Score where the logits fit, and on demand what they hide.
 
     Args:
         extractor: images to features.
-        reference: the real images; at most `samples` of them, spread evenly over each class, are used.
+        images: the real images of the training.
+        final_images: gives the real images that the final evaluation compares with.
         every: training steps between evaluations, at least 1.
-        samples: generated images to score, at least 2, and 10 for an Inception Score. FID falls with it, so scores of
-            different sizes are never compared.
+        samples: generated images an evaluation, at least 2, and 10 for an Inception Score. Scores of different sizes
+            are never compared: FID falls with it.
+        final_samples: generated images of the evaluation after training; 0 for none.
+        full: whether precision, recall, density, coverage and the classes' own distances are computed too.
+        batch_size: images that the extractor looks at together; it changes speed and memory alone.
+        warn_after: evaluations in a row that may get worse before a warning.
+        stop_after: evaluations without a new best after which training ends; null: never.
         device: where the features are computed.
 
     Raises:
@@ -68,52 +90,89 @@ class FeatureEvaluator(Evaluator):
     """
 
     def __init__(
-        self, *, extractor: FeatureExtractor, reference: ImageSet, every: int, samples: int, device: torch.device
+        self,
+        *,
+        extractor: FeatureExtractor,
+        images: ImageSet,
+        final_images: Callable[[], list[ImageSet]],
+        every: int,
+        samples: int,
+        final_samples: int = 50_000,
+        full: bool = False,
+        batch_size: int = 100,
+        warn_after: int = 3,
+        stop_after: int | None = None,
+        device: torch.device,
     ) -> None:
-        if every < 1:
-            raise UserError(f"evaluator.every={every}: must be at least 1")
-        least, why = (IS_SPLITS, " for an Inception Score") if extractor.has_logits else (2, "")
-        if samples < least:
-            raise UserError(f"evaluator.samples={samples}: must be at least {least}{why}")
-        if len(reference) < 2:
-            raise UserError(f"{reference.name} has {len(reference)} image, and a score needs 2: choose evaluator=none")
+        least, why = 2, ""
+        if extractor.has_logits:
+            least, why = IS_SPLITS, " for an Inception Score"
+        elif full:
+            least, why = NEIGHBOURS + 1, " for precision and recall"
+        for name, value, lowest, reason in (
+            ("every", every, 1, ""),
+            ("samples", samples, least, why),
+            ("final_samples", final_samples or least, least, f"{why}, or 0 for no final evaluation"),
+            ("batch_size", batch_size, 1, ""),
+            ("warn_after", warn_after, 1, ""),
+            ("stop_after", stop_after or 1, 1, ", or null"),
+        ):
+            if value < lowest:
+                raise UserError(f"evaluator.{name}={value}: must be at least {lowest}{reason}")
         self.extractor = extractor
+        self.images = images
+        self.final_images = final_images
         self.every = every
         self.samples = samples
+        self.final_samples = final_samples
+        self.full = full
+        self.batch_size = batch_size
+        self.warn_after = warn_after
+        self.stop_after = stop_after
         self.device = device
-        n = min(samples, len(reference))
-        # By class first: a step through images that lie class after class in turn could skip classes.
-        by_class = reference.labels.argsort(stable=True)
-        picked = by_class[torch.arange(n) * len(reference) // n]
-        self.suffix = f"_n{samples}" if samples == n else f"_n{samples}v{n}"
-        self.monitor = f"score/{extractor.distance_name}{self.suffix}"
-        self.real = self._features(torch.split(reference.images[picked], BATCH), n, "real images").features
-        self.real_statistics = mean_and_covariance(self.real)
+        self.reference = self._reference(images)
+        self.monitor = f"{extractor.distance_name}_n{samples}_{self.reference.card.split}"
 
-    def evaluate(self, sampler: Sampler) -> dict[str, float]:
-        """Draw `samples` images, never truncated and always from the same latents, and score them."""
-        batches = (images for images, _ in sampler.stream(self.samples, seed=1))
-        fake = self._features(batches, self.samples, "scoring")
-        kernel, kernel_deviation = kernel_distance(self.real, fake.features)
-        kernel_name = f"score/{self.extractor.kernel_name}{self.suffix}"
-        scores = {
-            self.monitor: frechet_distance(*self.real_statistics, *mean_and_covariance(fake.features)),
-            kernel_name: kernel,
-            f"{kernel_name}_std": kernel_deviation,
-        }
-        if fake.logits is not None:
-            score, deviation = inception_score(fake.logits)
-            scores |= {f"score/is_n{self.samples}": score, f"score/is_n{self.samples}_std": deviation}
-        return scores
+    def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
+        """Score `samples` images, never truncated and always from the same latents, against the training images."""
+        return self._score(sampler, self.samples, lambda: [self.reference], step, stop)
 
-    def _features(self, batches: Iterable[Tensor], total: int, label: str) -> Features:
-        """Features of batches of (B, 3, H, W) uint8 images, `total` in all, gathered on the CPU."""
-        features, logits = [], []
-        with tqdm(total=total, desc=label, unit="image", leave=False, disable=None) as bar:  # None: on a terminal alone
-            for images in batches:
-                part = self.extractor.extract(images.to(self.device))
-                features.append(part.features.cpu())
-                if part.logits is not None:
-                    logits.append(part.logits.cpu())
-                bar.update(len(images))
-        return Features(torch.cat(features), torch.cat(logits) if logits else None)
+    def final(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
+        """Score `final_samples` images against every split there is."""
+        if self.final_samples == 0:
+            return []
+
+        def references() -> list[Reference]:
+            known = self.images.fingerprint
+            return [
+                self.reference if images.fingerprint == known else self._reference(images, stop)
+                for images in self.final_images()
+            ]
+
+        return self._score(sampler, self.final_samples, references, step, stop)
+
+    def _score(
+        self, sampler: Sampler, n: int, references: Callable[[], list[Reference]], step: int, stop: Stop
+    ) -> list[Record]:
+        protocol = Protocol(
+            n=n,
+            space=self.extractor.space,
+            subject="training",
+            step=step,
+            checkpoint="last",
+            weights="ema",
+            batch_norm=sampler.batch_norm,
+            seed=SEED,
+        )
+        batches = sampler.stream(n, seed=SEED)
+        fake = measure(batches, n, self.extractor, device=self.device, label="scoring", keep_images=1, stop=stop)
+        records = own_scores(fake, self.extractor, protocol)
+        for reference in references():
+            comparison = fake, reference, self.extractor, protocol
+            records += distances(*comparison, device=self.device)
+            if self.full:
+                records += details(*comparison, device=self.device, labelled=bool(sampler.classes))
+        return records
+
+    def _reference(self, images: ImageSet, stop: Stop = never) -> Reference:
+        return reference_of(images, self.extractor, device=self.device, batch_size=self.batch_size, stop=stop)

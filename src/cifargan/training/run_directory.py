@@ -40,6 +40,11 @@ class RunDirectory:
         """One JSON object a line: the same scalars that TensorBoard shows."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def evaluation(self) -> Path:
+        """Every score of this run with all that decides it."""
+        return self.path / "evaluation.json"
+
     def holds_a_run(self) -> bool:
         """Whether a training has been started here before."""
         return (self.path / "provenance.json").exists()

@@ -5,15 +5,16 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cifargan.evaluation.records import Record, scalars
 from cifargan.files import write_atomically
 from cifargan.images import save_png
 from cifargan.training.run_directory import RunDirectory
@@ -69,12 +70,28 @@ class Tracker:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars under one step, in TensorBoard and in metrics.jsonl."""
+        self._add_scalars(step, values)
+        self._write_line(step, values)
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def _write_line(self, step: int, values: Mapping[str, float], **more: Any) -> None:
         # JSON has no NaN: a value that is not finite is written as null.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.metrics.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+        self.metrics.write(json.dumps({"step": step, "time": time.time(), **finite, **more}) + "\n")
         self.metrics.flush()
+
+    def records(self, step: int, records: Sequence[Record], more: Mapping[str, float]) -> None:
+        """Record scores: as scalars among the others, and in metrics.jsonl with all that decides them."""
+        values = {**scalars(records), **more}
+        self._add_scalars(step, values)
+        self._write_line(step, values, records=[record.flat() for record in records])
+
+    def hyperparameters(self, settings: Mapping[str, str | float | int | bool], scores: Mapping[str, float]) -> None:
+        """Record what the run was and what came of it, for TensorBoard's table of hyper-parameters."""
+        self.writer.add_hparams(dict(settings), dict(scores), run_name=".")
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """Record a text in TensorBoard, as a block of code."""

@@ -1,8 +1,8 @@
 """The one training loop: plays the game, and does what is due between its rounds."""
 
 import logging
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.evaluator import Evaluator
+from cifargan.evaluation.evaluator import Evaluator, Stop
+from cifargan.evaluation.measure import StoppedError
+from cifargan.evaluation.records import Record, add_to_file, formatted, scalars
 from cifargan.images import grid
 from cifargan.sampling import Sampler
 from cifargan.training.checkpoint import CheckpointStore, State
@@ -19,7 +21,7 @@ from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.running import RunningMeans
 from cifargan.training.tracking import Tracker
-from cifargan.training.watch import CollapseWatch, spread
+from cifargan.training.watch import CollapseWatch, ScoreWatch, spread
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +32,13 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: its last step, and its best score under the evaluator's own name."""
+    """How a run ended: its last step, its best score under the evaluator's own name, and its last words."""
 
     step: int
     best_step: int | None
     best_score: float | None
+    records: tuple[Record, ...] = ()
+    stopped_early: bool = False
 
 
 class Trainer:
@@ -69,10 +73,11 @@ class Trainer:
 
         self.reals = _spread_out(images.images, 100)
         self.watch = CollapseWatch(real_spread=spread(self.reals))
+        self.scores = ScoreWatch(warn_after=evaluator.warn_after, stop_after=evaluator.stop_after)
         self.running = RunningMeans([])
-        self.best_score: float | None = None
-        self.best_step: int | None = None
-        self.last_log = (time.monotonic(), 0)
+        self.started = time.monotonic()
+        self.last_log = (self.started, 0)
+        self.evaluation_seconds = 0.0
 
     @property
     def step(self) -> int:
@@ -86,21 +91,44 @@ class Trainer:
             DivergedError: a term is no longer finite; the message names the last good checkpoint.
             InterruptedRunError: a signal asked the run to stop; its checkpoint is written.
         """
-        self.last_log = (time.monotonic(), self.step)
+        self.started = time.monotonic()
+        self.last_log = (self.started, self.step)
         if self.step == 0:
             self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
         with self.tracker, Interruption() as interruption:
-            while self.step < self.schedule.steps:
+
+            def stop() -> bool:
+                return interruption.requested is not None
+
+            while self.step < self.schedule.steps and not self.scores.gave_up:
                 metrics = self.game.iterate()
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
                 self.tracker.advance(self.step)
                 # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
                 signal = interruption.requested
-                self._do_what_is_due(stopping=signal is not None)
+                self._do_what_is_due(stop)
                 if signal is not None:
                     raise InterruptedRunError(signal, f"stopped at step {self.step}, checkpoint written")
-        return Result(self.step, self.best_step, self.best_score)
+            records = self._score_finally(stop)
+            if records:
+                self.tracker.hyperparameters(_flat(self.config), scalars(records))
+            if interruption.requested is not None:
+                raise InterruptedRunError(
+                    interruption.requested,
+                    f"trained to step {self.step}, checkpoint written; the final scores were not waited for",
+                )
+        return Result(self.step, self.best_step, self.best_score, tuple(records), self.scores.gave_up)
+
+    @property
+    def best_score(self) -> float | None:
+        """The best score so far."""
+        return self.scores.best
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best score."""
+        return self.scores.best_step
 
     def sampler(self, *, standing_batches: int = 16) -> Sampler:
         """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
@@ -109,6 +137,7 @@ class Trainer:
             self.images.classes,
             device=self.game.device,
             standing_batches=standing_batches,
+            batch_size=self.evaluator.batch_size,
         )
 
     def _remember(self, metrics: dict[str, Tensor]) -> None:
@@ -116,14 +145,14 @@ class Trainer:
             self.running = RunningMeans(list(metrics)).to(self.game.device)
         self.running.update(metrics, self.game.step_on_device)
 
-    def _do_what_is_due(self, *, stopping: bool) -> None:
+    def _do_what_is_due(self, stop: Stop) -> None:
         """Log, sample, evaluate, save. The checkpoint comes last, so that it holds all that was said before it."""
         last = self.step == self.schedule.steps
 
         def due(every: int) -> bool:
             return last or self.step % every == 0
 
-        save = due(self.schedule.checkpoint_every) or stopping
+        save = due(self.schedule.checkpoint_every) or stop()
         best = False
         if save or due(self.schedule.log_every) or due(self.evaluator.every):
             self._check_finite()
@@ -132,8 +161,9 @@ class Trainer:
         if due(self.schedule.sample_every):
             self._sample()
         if due(self.evaluator.every):
-            best = self._evaluate()
-        if save or best:
+            best = self._evaluate(stop)
+        # A run that gives up ends here, so this is its last checkpoint.
+        if save or best or self.scores.gave_up:
             self.checkpoints.save(self.state(), self.step, best=best)
 
     def _check_finite(self) -> None:
@@ -179,22 +209,44 @@ class Trainer:
         self.watch.look_at_samples(images, self.step)
         self.tracker.image("samples", grid(images, columns=per_class), self.step)
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self, stop: Stop) -> bool:
         """Score the averaged weights; whether this is the best score so far."""
+        records = self._records(lambda: self.evaluator.evaluate(self.sampler(), step=self.step, stop=stop))
+        self.scores.look_at_details(records, self.step)
+        monitored = [record.value for record in records if record.key == self.evaluator.monitor]
+        return any(self.scores.look(value, self.step) for value in monitored)
+
+    def _score_finally(self, stop: Stop) -> list[Record]:
+        """Score the last weights as one would report them. All training is saved by now."""
+        return self._records(lambda: self.evaluator.final(self.sampler(), step=self.step, stop=stop))
+
+    def _records(self, evaluate: Callable[[], list[Record]]) -> list[Record]:
+        """What an evaluation yields, logged and kept. One that fails costs itself and not the run."""
         started = time.monotonic()
-        scores = self.evaluator.evaluate(self.sampler())
-        # What follows is no training time.
+        try:
+            records = evaluate()
+            if records:
+                add_to_file(self.tracker.directory.evaluation, records)
+        except StoppedError as error:
+            log.info("%s", error)
+            records = []
+        except (UserError, RuntimeError, MemoryError) as error:  # torch says with RuntimeError that memory is out
+            log.warning("step %d: no scores (%s); training goes on", self.step, str(error).splitlines()[0])
+            records = []
+        if self.game.device.type == "cuda":
+            # The extractor's activations must not stand in the way of training's.
+            torch.cuda.empty_cache()
+        seconds = time.monotonic() - started
+        self.evaluation_seconds += seconds
+        # What passed is no training time.
         then, step_then = self.last_log
-        self.last_log = (then + time.monotonic() - started, step_then)
-        if not scores:
-            return False
-        self.tracker.scalars(self.step, scores)
-        log.info("step %d  %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        score = scores[self.evaluator.monitor]
-        if not math.isfinite(score) or (self.best_score is not None and score >= self.best_score):
-            return False
-        self.best_score, self.best_step = score, self.step
-        return True
+        self.last_log = (then + seconds, step_then)
+        if records:
+            share = self.evaluation_seconds / (time.monotonic() - self.started)
+            self.tracker.records(self.step, records, {"speed/evaluation_share": share})
+            shown = "  ".join(f"{record.key} {formatted(record)}" for record in records if record.class_name is None)
+            log.info("step %d  %s  (%.0f s)", self.step, shown, seconds)
+        return records
 
     def state(self) -> State:
         """All that a bit-exact continuation needs, as tensors and builtins."""
@@ -202,7 +254,7 @@ class Trainer:
             **self.game.state(),
             "running": {"names": self.running.names, "sums": self.running.state_dict()},
             "watch": self.watch.state_dict(),
-            "best": {"score": self.best_score, "step": self.best_step},
+            "best": self.scores.state_dict(),
             "classes": list(self.images.classes),
             "config": self.config,
         }
@@ -221,7 +273,18 @@ class Trainer:
         # After loading, which puts the checkpoint's tensors, on the CPU, in the place of its own.
         self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
-        self.best_score, self.best_step = state["best"]["score"], state["best"]["step"]
+        self.scores.load_state_dict(state["best"])
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
+    """The settings as `a.b.c: value`, each of a type that TensorBoard's table takes."""
+    flat: dict[str, str | float | int | bool] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | float | int) else str(value)
+    return flat
 
 
 def _spread_out(images: Tensor, n: int) -> Tensor:

@@ -1,0 +1,318 @@
+"""`cifargan evaluate`: what a run, or anyone's images, are worth."""
+
+import argparse
+import logging
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cifargan.build import SPLITS, build_data, build_extractor, select_device, splits_of
+from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
+from cifargan.cli.tables import score_table
+from cifargan.data.loose import load_images
+from cifargan.data.sources import ImageSet
+from cifargan.errors import UserError
+from cifargan.evaluation.classifier import head_hit_rate
+from cifargan.evaluation.compare import MANIFOLD_SAMPLES, details, distances, own_scores
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.measure import Batches, in_batches, measure
+from cifargan.evaluation.memorisation import memorisation
+from cifargan.evaluation.records import Protocol, Record, add_to_file
+from cifargan.evaluation.reference import Reference, export_statistics, import_statistics, reference_of
+from cifargan.images import labelled_sheet, save_png
+from cifargan.runs import LoadedGenerator, find_run, load_classifier
+from cifargan.training.checkpoint import CheckpointStore, load
+
+log = logging.getLogger(__name__)
+
+DIFFERENCE = "test_minus_train"
+EVALUATORS = ("inception", "efficientnet_lite0", "dinov2", "auto")
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `cifargan evaluate`."""
+    p = Parser(
+        prog="cifargan evaluate",
+        usage="cifargan evaluate [RUN] [options]\n       cifargan evaluate --images PATH --reference PATH [options]",
+        description="FID, IS, KID, precision, recall, density, coverage, each class, and copies of training images.\n"
+        "A table here, everything with its protocol in evaluation.json.",
+        epilog="examples:\n"
+        "  cifargan evaluate --checkpoint best                    the newest run, 50,000 samples\n"
+        "  cifargan evaluate RUN --truncation 0.3,0.5,0.7,1.0     a curve of quality against variety\n"
+        "  cifargan evaluate --images samples.npz --reference cifar10:test\n"
+        "  cifargan evaluate --images DIR --reference STATS.npz   statistics (mu, sigma) of other tools",
+    )
+    add_generator_options(p)
+    p.add_argument("--images", type=Path, metavar="PATH", help="judge these instead: a folder, a zip or an .npz")
+    p.add_argument("--samples", type=count, metavar="N", default=50_000, help="images to draw (default: 50000)")
+    p.add_argument(
+        "--reference",
+        metavar="WHAT",
+        help="train, test, both (default); or cifar10, cifar10:test, digits, or a path",
+    )
+    p.add_argument(
+        "--truncation", type=thresholds, metavar="T,T", default=[None], help="thresholds: 0.3,0.5 or 0.3:1.0:0.1"
+    )
+    p.add_argument("--seed", type=seed, metavar="N", default=1, help="of the latents (default: 1, as in training)")
+    p.add_argument(
+        "--evaluator",
+        choices=EVALUATORS,
+        metavar="NAME",
+        help="inception, efficientnet_lite0, dinov2, auto (default: the run's own)",
+    )
+    p.add_argument("--extractor-weights", metavar="PATH", help="a copy of its weights")
+    p.add_argument("--quick", action="store_true", help="distances and Inception Score alone")
+    p.add_argument("--data-root", metavar="PATH", help="where the real images lie, if not where training found them")
+    p.add_argument("--export-stats", type=Path, metavar="FILE", help="write the reference's mu and sigma")
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder for pictures (default: RUN/evaluation/...)")
+    return p
+
+
+def thresholds(text: str) -> list[float | None]:
+    """Truncation thresholds: a list, a range with its step, or `none`."""
+    if text.count(":") == 2:
+        first, last, step = (positive(part) for part in text.split(":"))
+        return [round(first + i * step, 6) for i in range(int((last - first) / step + 1e-6) + 1)]
+    return [None if part == "none" else positive(part) for part in text.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be judged, and by what.
+
+    Attributes:
+        passes: for each pass its protocol and its images.
+        references: the real images.
+        training: gives the images that may have been copied.
+        labelled: whether the labels are the reference's classes.
+        classify: images and labels to records, by the run's own classifier; none without one.
+        scores: the file of scores.
+        pictures: the folder of pictures.
+    """
+
+    passes: Sequence[tuple[Protocol, Callable[[], Batches]]]
+    references: Sequence[Reference]
+    training: Callable[[], Reference]
+    labelled: bool
+    classify: Callable[..., list[Record]]
+    scores: Path
+    pictures: Path
+
+
+def run(arguments: list[str]) -> int:
+    """Score, say the scores, and keep them."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = parser().parse_args(arguments)
+    device = select_device(options.device)
+    extractor, task = (images_task if options.images else run_task)(options, device)
+    if options.export_stats:
+        export_statistics(options.export_stats, task.references[0], extractor)
+        log.info("statistics of %s: %s", task.references[0].card.name, options.export_stats)
+    records: list[Record] = []
+    try:
+        for protocol, batches in task.passes:
+            records += judge(task, protocol, batches(), extractor, options, device)
+    except KeyboardInterrupt:
+        if not records:
+            raise
+        log.info("stopped: what is done is kept")
+        print(score_table(records))
+        return INTERRUPTED
+    print(score_table(records))
+    if len(task.passes) > 1:
+        # matplotlib takes a second to import.
+        from cifargan.cli.plots import plot_truncation
+
+        print(plot_truncation(records, extractor, task.pictures / "truncation.png"))
+    print(task.scores)
+    return 0
+
+
+def judge(
+    task: Task,
+    protocol: Protocol,
+    batches: Batches,
+    extractor: FeatureExtractor,
+    options: argparse.Namespace,
+    device: torch.device,
+) -> list[Record]:
+    """All scores of one pass, written down as soon as they are known."""
+    at = f"truncation {protocol.truncation:g}" if protocol.truncation else "scoring"
+    keep = 1 if options.quick else MANIFOLD_SAMPLES
+    fake = measure(batches, protocol.n, extractor, device=device, label=at, keep_images=keep)
+    if protocol.n <= extractor.dim:
+        log.warning("%d images for %d features: a distance from so few is far too large", protocol.n, extractor.dim)
+    records = own_scores(fake, extractor, protocol)
+    for reference in task.references:
+        comparison = fake, reference, extractor, protocol
+        records += distances(*comparison, device=device)
+        if not options.quick:
+            records += details(*comparison, device=device, labelled=task.labelled)
+    records += gap(records, extractor)
+    if not options.quick:
+        records += task.classify(fake.images, fake.labels[: len(fake.images)], protocol)
+        training = task.training()
+        if training.has_features:
+            found = memorisation(fake, training, extractor, protocol, device=device)
+            records.append(found.record)
+            name = f"nearest_truncation_{protocol.truncation:g}.png" if protocol.truncation else "nearest.png"
+            save_png(labelled_sheet(found.rows, scale=2), task.pictures / name)
+            log.info("the samples nearest to training images: %s", task.pictures / name)
+    add_to_file(task.scores, records)
+    return records
+
+
+def gap(records: Sequence[Record], extractor: FeatureExtractor) -> list[Record]:
+    """How much farther the test images are than the training images: copying makes the gap grow."""
+    found = {
+        record.reference.split: (record, record.reference)
+        for record in records
+        if record.metric == extractor.distance_name and record.reference and record.class_name is None
+    }
+    if not set(SPLITS) <= set(found):
+        return []
+    (test, test_card), (train, train_card) = found["test"], found["train"]
+    both = replace(test_card, split=DIFFERENCE, fingerprint=f"{test_card.fingerprint} {train_card.fingerprint}")
+    return [replace(test, metric=f"{test.metric}_gap", value=test.value - train.value, reference=both)]
+
+
+def run_task(options: argparse.Namespace, device: torch.device) -> tuple[FeatureExtractor, Task]:
+    """A generator of ours, against the splits of the data that it was trained on."""
+    directory = find_run(options.run, Path(options.root))
+    generator = load_chosen(directory, options)
+    config = OmegaConf.create(load(CheckpointStore(directory.checkpoints).find(options.checkpoint))["config"])
+    extractor = extractor_for(options, config.evaluator, device)
+    data = with_settings(config.data, root=options.data_root)
+    look = partial(reference_of, extractor=extractor, device=device, batch_size=options.batch_size)
+    images = build_data(data)
+    if options.reference in (None, "both", *SPLITS):
+        wanted = [options.reference] if options.reference in SPLITS else SPLITS
+        sets = splits_of(data, images, wanted)
+        if "test" in images.splits:
+            log.warning("this run was trained on the test images too: a score against them is no held-out score")
+        references = [look(part) for part in sets]
+    else:
+        references = [outside_reference(options, extractor, device)]
+
+    def training() -> Reference:
+        own = [reference for reference in references if reference.card.fingerprint == images.fingerprint]
+        return own[0] if own and own[0].has_features else look(images)
+
+    protocols = [
+        Protocol(
+            n=options.samples,
+            subject=str(directory.path),
+            step=generator.step,
+            checkpoint=options.checkpoint if options.checkpoint in ("last", "best") else "step",
+            weights=options.weights,
+            batch_norm=options.batch_norm,
+            truncation=threshold,
+            seed=options.seed,
+            space=extractor.space,
+        )
+        for threshold in options.truncation
+    ]
+
+    def batches(protocol: Protocol) -> Batches:
+        return generator.sampler.stream(protocol.n, truncation=protocol.truncation, seed=options.seed)
+
+    name = f"step_{generator.step}-{options.weights}-{options.batch_norm}{extractor.suffix}"
+    return extractor, Task(
+        passes=[(protocol, lambda protocol=protocol: batches(protocol)) for protocol in protocols],  # type: ignore[misc]
+        references=references,
+        training=training,
+        labelled=generator.conditional,
+        classify=classifier_of(directory.path, generator, options, device),
+        scores=directory.evaluation,
+        pictures=options.out or directory.path / "evaluation" / name,
+    )
+
+
+def classifier_of(
+    run: Path, generator: LoadedGenerator, options: argparse.Namespace, device: torch.device
+) -> Callable[..., list[Record]]:
+    """Judges by the run's own auxiliary head, if its discriminator has one."""
+    discriminator = load_classifier(run, checkpoint=options.checkpoint, device=options.device)
+    if discriminator is None:
+        return lambda *_: []
+    return lambda images, labels, protocol: head_hit_rate(
+        discriminator, images, labels, generator.classes, protocol, device=device
+    )
+
+
+def images_task(options: argparse.Namespace, device: torch.device) -> tuple[FeatureExtractor, Task]:
+    """Images from anywhere."""
+    if options.run or options.truncation != [None]:
+        raise UserError("--images judges images that are there: a RUN and --truncation do not go with it")
+    images = load_images(options.images)
+    extractor = extractor_for(options, OmegaConf.create({"name": "none"}), device)
+    reference = outside_reference(options, extractor, device)
+    protocol = Protocol(n=len(images), subject=str(options.images), space=extractor.space)
+    return extractor, Task(
+        passes=[(protocol, lambda: shuffled(images, options.batch_size))],
+        references=[reference],
+        training=lambda: reference,
+        labelled=len(images.classes) > 1 and images.classes == reference.classes,
+        classify=lambda *_: [],
+        scores=(options.out or Path(options.root) / "evaluations" / images.name) / "evaluation.json",
+        pictures=options.out or Path(options.root) / "evaluations" / images.name,
+    )
+
+
+def shuffled(images: ImageSet, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The images in an order that does not follow their classes, so that the first are as good as any."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return in_batches(images.images[order], images.labels[order], batch_size)
+
+
+def extractor_for(options: argparse.Namespace, own: DictConfig, device: torch.device) -> FeatureExtractor:
+    """The feature network that was asked for, else the run's own, else Inception."""
+    node = own
+    if options.evaluator or own.name == "none":
+        node = OmegaConf.create({"name": options.evaluator or "inception"})
+    return build_extractor(with_settings(node, weights=options.extractor_weights), device=device)
+
+
+def with_settings(node: DictConfig, **given: str | None) -> DictConfig:
+    """A node with those of the settings that were given."""
+    settings: dict[str, Any] = {str(key): value for key, value in node.items()}
+    return OmegaConf.create(settings | {key: value for key, value in given.items() if value is not None})
+
+
+def outside_reference(options: argparse.Namespace, extractor: FeatureExtractor, device: torch.device) -> Reference:
+    """Real images by the name of a data set, by a path, or as statistics."""
+    name, _, split = (options.reference or "cifar10").partition(":")
+    if name in ("cifar10", "digits"):
+        node = OmegaConf.create({"name": name, "splits": [split or "train"]})
+        return reference_of(
+            build_data(with_settings(node, root=options.data_root)),
+            extractor,
+            device=device,
+            batch_size=options.batch_size,
+        )
+    path = Path(options.reference)
+    if path.suffix == ".npz" and path.is_file() and is_statistics(path):
+        return import_statistics(path, extractor)
+    if not path.exists():
+        raise UserError(
+            f"--reference {options.reference}: no such file or folder, and no data set; choose from cifar10, "
+            "cifar10:test, digits, or for a run train, test, both"
+        )
+    return reference_of(load_images(path), extractor, device=device, batch_size=options.batch_size)
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether an `.npz` holds `mu` and `sigma`; a damaged one is told by whoever reads it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,81 @@
+"""Options that several commands share, and the kinds of numbers they take."""
+
+import argparse
+import re
+from functools import partial
+from typing import Any, NoReturn
+
+from cifargan.errors import UserError, did_you_mean
+from cifargan.runs import LoadedGenerator, load_generator
+from cifargan.training.run_directory import RunDirectory
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong option as every other error is reported, and takes a line an option for its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100)
+        super().__init__(formatter_class=formatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing a page of usage."""
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            hint = did_you_mean(unknown[1], self._option_string_actions)
+        raise UserError(f"{message}{hint or f'; see {self.prog} --help'}")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
+
+
+def add_generator_options(p: argparse.ArgumentParser) -> None:
+    """Which run, which of its weights, and how they are used."""
+    p.add_argument("run", nargs="?", metavar="RUN", help="folder of the run; default: the newest under --root")
+    p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
+    p.add_argument("--checkpoint", metavar="WHICH", default="last", help="last, best or a step (default: last)")
+    p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
+    p.add_argument(
+        "--batch-norm",
+        choices=("standing", "running", "batch"),
+        metavar="MODE",
+        default="standing",
+        help="standing, running or batch statistics (default: standing)",
+    )
+    p.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    p.add_argument(
+        "--batch-size", type=count, metavar="N", default=100, help="images at once; has no influence on them"
+    )
+
+
+def load_chosen(directory: RunDirectory, options: argparse.Namespace) -> LoadedGenerator:
+    """The generator of a run that `add_generator_options` let a user choose."""
+    return load_generator(
+        directory.path,
+        checkpoint=options.checkpoint,
+        weights=options.weights,
+        batch_norm=options.batch_norm,
+        device=options.device,
+        batch_size=options.batch_size,
+    )

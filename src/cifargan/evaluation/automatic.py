@@ -1,0 +1,39 @@
+"""The best extractor that can be had here."""
+
+import logging
+
+import torch
+
+from cifargan.errors import UserError
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.lite0 import EfficientNetLite0
+
+log = logging.getLogger(__name__)
+
+
+def automatic(*, weights: str | None = None, resolution: int = 64, device: torch.device) -> FeatureExtractor:
+    """Inception where its weights are there or can be fetched, else EfficientNet-Lite0, which is said.
+
+    Args:
+        weights: path of Inception's weights, as `evaluator=inception` takes it.
+        resolution: pixels that EfficientNet-Lite0 looks at.
+        device: where to run.
+
+    Raises:
+        UserError: neither can be had.
+    """
+    try:
+        return Inception(weights=weights, device=device)
+    except UserError as error:
+        try:
+            fallback = EfficientNetLite0(resolution=resolution, device=device)
+        except UserError as other:
+            raise UserError(f"evaluator=auto: {error}; and {other}") from other
+        log.warning(
+            "no Inception here (%s): scoring with EfficientNet-Lite0 instead; its distances are no FID and go by another "
+            "name, %s",
+            error,
+            fallback.distance_name,
+        )
+        return fallback

@@ -1,0 +1,110 @@
+"""Anyone's images: where they may lie, what is refused, and that no pixel is changed."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cifargan.data.loose import load_images
+from cifargan.errors import UserError
+
+
+def draw(n: int, size: int = 8) -> Tensor:
+    return torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+def save(image: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def test_loose_files_have_one_class_and_their_own_pixels(tmp_path: Path) -> None:
+    images = draw(3)
+    for i, image in enumerate(images):
+        save(image, tmp_path / ("below" if i == 2 else ".") / f"{i}.png")
+    found = load_images(tmp_path)
+    assert found.classes == ("all",)
+    assert {tuple(image.flatten().tolist()) for image in found.images} == {
+        tuple(image.flatten().tolist()) for image in images
+    }
+    assert found.image_size == 8
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_are_classes_where_every_file_lies_in_one(tmp_path: Path, zipped: bool) -> None:
+    images = draw(4)
+    for i, image in enumerate(images):
+        save(image, tmp_path / "set" / ("bee" if i % 2 else "ant") / f"{i}.png")
+    path = tmp_path / "set"
+    if zipped:
+        path = tmp_path / "set.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted((tmp_path / "set").rglob("*.png")):
+                archive.write(file, file.relative_to(tmp_path / "set"))
+    found = load_images(path)
+    assert found.classes == ("ant", "bee")
+    assert found.name == "set"
+    assert torch.equal(found.images, images[[0, 2, 1, 3]])
+    assert found.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_what_sample_writes_is_read_with_its_classes(tmp_path: Path) -> None:
+    images = draw(4)
+    path = tmp_path / "samples.npz"
+    rows = images.permute(0, 2, 3, 1).numpy()
+    np.savez(path, images=rows, labels=np.array([1, 0, 1, 0]), classes=np.array(["ant", "bee"]))
+    found = load_images(path)
+    assert torch.equal(found.images, images)
+    assert found.labels.tolist() == [1, 0, 1, 0]
+    assert found.classes == ("ant", "bee")
+    np.savez(path, rows)  # as many other tools write it
+    assert torch.equal(load_images(path).images, images)
+    assert load_images(path).classes == ("all",)
+
+
+def test_what_cannot_be_judged_is_one_line(tmp_path: Path) -> None:
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message) as error:
+            load_images(path)
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+
+    mixed = tmp_path / "mixed"
+    save(draw(1, 8)[0], mixed / "0.png")
+    save(draw(1, 9)[0], mixed / "1.png")
+    refused(mixed, r"1\.png is broken \(9x9 where others are 8x8\)")
+    oblong = tmp_path / "oblong"
+    oblong.mkdir()
+    Image.new("RGB", (8, 6)).save(oblong / "0.png")
+    refused(oblong, r"8x6 where others are 8x8")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "0.png").write_bytes(b"nothing")
+    refused(broken, r"0\.png is broken")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no PNG, JPEG or WebP file")
+    refused(tmp_path / "nowhere", "no folder or zip")
+    for name, arrays, message in (
+        ("floats", {"images": np.zeros((2, 8, 8, 3))}, r"expected square images as uint8 .* float64"),
+        ("first", {"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"expected square images"),
+        (
+            "labels",
+            {
+                "images": np.zeros((2, 8, 8, 3), np.uint8),
+                "labels": np.array([0, 2]),
+                "classes": np.array(["a", "b"]),
+            },
+            "`labels` must hold one number from 0 to 1",
+        ),
+        ("nothing", {}, "damaged or no"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        refused(tmp_path / f"{name}.npz", message)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "labels.npz").read_bytes()[:50])
+    refused(tmp_path / "cut.npz", "damaged or no")
+    np.savez(tmp_path / "pickled.npz", images=np.array([{"run": "this"}], dtype=object))
+    refused(tmp_path / "pickled.npz", "damaged or no")

@@ -1,0 +1,251 @@
+"""DINOv2: the authors' own arithmetic written out once more, and every way to get the weights wrong."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from cifargan.errors import UserError
+from cifargan.evaluation import dinov2 as module
+from cifargan.evaluation.dinov2 import DINOv2, pillow_resize, resize_position_embedding
+
+CPU = torch.device("cpu")
+HEADS, DIM, BLOCKS = 6, 384, 12  # of the small model
+
+pytestmark = pytest.mark.usefixtures("own_hub")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def official() -> dict[str, Tensor]:
+    """Random weights of the small model under the names of the official file, none of them without effect."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, mean: float = 0.0, std: float = 0.05) -> Tensor:
+        return mean + std * torch.randn(shape, generator=generator)
+
+    state = {
+        "cls_token": draw(1, 1, DIM, std=1.0),
+        "pos_embed": draw(1, 1 + 37 * 37, DIM, std=1.0),
+        "mask_token": draw(1, DIM),
+        "patch_embed.proj.weight": draw(DIM, 3, 14, 14),
+        "patch_embed.proj.bias": draw(DIM),
+        "norm.weight": draw(DIM, mean=1.0),
+        "norm.bias": draw(DIM),
+    }
+    for block in range(BLOCKS):
+        layers = {
+            "norm1": (DIM,),
+            "attn.qkv": (3 * DIM, DIM),
+            "attn.proj": (DIM, DIM),
+            "norm2": (DIM,),
+            "mlp.fc1": (4 * DIM, DIM),
+            "mlp.fc2": (DIM, 4 * DIM),
+        }
+        for name, shape in layers.items():
+            state[f"blocks.{block}.{name}.weight"] = draw(*shape, mean=float("norm" in name))
+            state[f"blocks.{block}.{name}.bias"] = draw(shape[0])
+        for name in ("ls1", "ls2"):
+            state[f"blocks.{block}.{name}.gamma"] = draw(DIM, mean=0.3)
+    return state
+
+
+@pytest.fixture(scope="session")
+def weights(official: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dinov2") / "random.pth"
+    torch.save(official, path)
+    return path
+
+
+def class_token(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The vision transformer's class token of normalised images (N, 3, 224, 224), step by step."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+        return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    patches = F.unfold(x, kernel_size=14, stride=14).transpose(1, 2)  # (N, 256, 588)
+    patches = patches @ state["patch_embed.proj.weight"].flatten(1).T + state["patch_embed.proj.bias"]
+    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), patches], dim=1)
+    x = x + resize_position_embedding(state["pos_embed"], 16)
+    for block in (f"blocks.{i}" for i in range(BLOCKS)):
+        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x))
+        q, k, v = qkv.unflatten(-1, (3, HEADS, DIM // HEADS)).permute(2, 0, 3, 1, 4)  # type: ignore[no-untyped-call]
+        attention = (q @ k.transpose(-1, -2) / (DIM // HEADS) ** 0.5).softmax(dim=-1)
+        mixed = (attention @ v).transpose(1, 2).flatten(2)
+        x = x + state[f"{block}.ls1.gamma"] * linear(f"{block}.attn.proj", mixed)
+        hidden = linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))
+        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        x = x + state[f"{block}.ls2.gamma"] * linear(f"{block}.mlp.fc2", hidden)
+    return norm("norm", x)[:, 0]
+
+
+@pytest.mark.slow
+class TestFeatures:
+    """Slow, as timm takes seconds to be imported."""
+
+    def test_are_the_class_token(self, weights: Path, official: dict[str, Tensor], images: Tensor) -> None:
+        extractor = DINOv2(weights=str(weights), model="small", device=CPU)
+        features, logits = extractor.extract(images)
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+        expected = class_token(official, (pillow_resize(images, 224) / 255 - mean) / std)
+        assert features.shape == (2, extractor.dim)
+        assert features.dtype == torch.float32
+        assert logits is None
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+        assert (features[0] - features[1]).norm() > 0.01 * features[0].norm()
+        torch.testing.assert_close(extractor.extract(images[1:]).features, features[1:], rtol=1e-4, atol=1e-4)
+
+    def test_say_what_they_are(self, weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+        extractor = DINOv2(weights=str(weights), model="small", device=CPU)
+        content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert extractor.weights_hash == content_hash
+        assert extractor.distance_name == f"fd_dinov2_vits14_{content_hash[:8]}"
+        assert (extractor.name, extractor.dim, extractor.has_logits) == ("dinov2", DIM, False)
+        assert (extractor.dtype, extractor.resize) == ("float32", "bicubic as Pillow's to 224")
+        (message,) = caplog.messages
+        assert "random.pth holds other weights than the published DINOv2 vits14 ones" in message
+        assert not extractor.network.training
+        assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
+
+    def test_of_the_published_file_have_the_plain_name(
+        self,
+        weights: Path,
+        served: SimpleNamespace,
+        own_hub: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """With the random file in the place of the real one."""
+        (served.root / "weights.pth").symlink_to(weights)
+        content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
+        published = replace(module.PUBLISHED["small"], url=f"{served.address}/weights.pth", sha256=content_hash)
+        monkeypatch.setitem(module.PUBLISHED, "small", published)
+        extractor = DINOv2(model="small", device=CPU)
+        assert (own_hub / "weights.pth").is_file()
+        assert (extractor.suffix, extractor.weights_hash) == ("_dinov2_vits14", content_hash)
+        assert caplog.messages == []
+
+    def test_are_had_in_silence_and_without_random_numbers(
+        self, weights: Path, global_rng: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        before = global_rng()
+        DINOv2(weights=str(weights), model="small", device=CPU)
+        assert global_rng() == before
+        assert capfd.readouterr() == ("", "")
+
+
+def cubic(distance: float) -> float:
+    """Keys' cubic kernel with the parameter -3/4, as torch and OpenCV have it."""
+    x, a = abs(distance), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def test_position_embedding_is_read_where_the_authors_read_it() -> None:
+    """Each axis as a matrix of kernel values at the places (i + 1/2) 37 / 16.1 - 1/2 of the old grid."""
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(1, 1 + 37 * 37, 5, generator=generator)
+    axis = torch.zeros(16, 37, dtype=torch.float64)
+    for i in range(16):
+        place = (i + 0.5) * 37 / 16.1 - 0.5
+        for tap in range(int(place) - 1, int(place) + 3):
+            axis[i, min(max(tap, 0), 36)] += cubic(place - tap)
+    grid = embedding[0, 1:].double().reshape(37, 37, 5)
+    expected = torch.einsum("ai,bj,ijd->abd", axis, axis, grid).reshape(256, 5)
+
+    resized = resize_position_embedding(embedding, 16)
+    assert resized.shape == (1, 257, 5)
+    assert torch.equal(resized[:, 0], embedding[:, 0])
+    torch.testing.assert_close(resized[0, 1:].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("edge", [32, 224, 300])
+def test_resize_is_pillows(edge: int) -> None:
+    images = torch.randint(0, 256, (1, 3, edge, edge), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+    expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    resized = pillow_resize(images, 224)[0]
+    assert (resized - expected).abs().max() <= 1  # where a sum ends on a half
+    assert (resized - expected).abs().mean() < 0.001
+
+
+class TestWrongWeights:
+    """Each costs one line that names the file and every way out."""
+
+    def refused(self, path: Path, match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            DINOv2(weights=str(path), model="base", device=CPU)
+        message = str(caught.value)
+        assert "\n" not in message
+        for way in (
+            str(path),
+            "evaluator.weights=PATH",
+            "CIFARGAN_DINOV2_WEIGHTS=PATH",
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+            "pip install 'cifargan[offline]'",
+            "evaluator=auto",
+            "evaluator=none",
+        ):
+            assert way in message
+
+    def test_nowhere(self, tmp_path: Path) -> None:
+        self.refused(tmp_path / "nowhere.pth", "there is no such file")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_truncated(self, weights: Path, tmp_path: Path, legacy: bool) -> None:
+        path = tmp_path / "torn.pth"
+        torch.save(torch.load(weights), path, _use_new_zipfile_serialization=not legacy)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        self.refused(path, r"torn\.pth is damaged")
+
+    @pytest.mark.slow
+    def test_of_another_size(self, weights: Path) -> None:
+        self.refused(weights, r"random\.pth holds the weights of another network")
+
+    @pytest.mark.slow
+    def test_of_another_network(self, tmp_path: Path) -> None:
+        torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+        self.refused(tmp_path / "linear.pth", r"linear\.pth holds the weights of another network")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("change", ["missing", "extra"])
+    def test_not_quite_this_network(self, official: dict[str, Tensor], tmp_path: Path, change: str) -> None:
+        state = {**official, "register_tokens": torch.zeros(1, 4, DIM)}
+        if change == "missing":
+            del state["register_tokens"], state["blocks.3.ls2.gamma"]
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(UserError, match=r"weights\.pth holds the weights of another network"):
+            DINOv2(weights=str(tmp_path / "weights.pth"), model="small", device=CPU)
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name == "timm" else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(UserError, match=r"pip install 'cifargan\[dinov2\]'"):
+        DINOv2(device=CPU)
