@@ -21,6 +21,12 @@ from cifargan.cli import main
 from cifargan.config import conf_dir
 
 
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep out of the user's cache."""
+    monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
+
+
 @contextlib.contextmanager
 def _own_world(folder: Path) -> Iterator[None]:
     """Run in `folder` and put back all that a command changes in its process."""

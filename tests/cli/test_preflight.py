@@ -39,9 +39,18 @@ def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: 
         "run": str(tmp_path),
         "data": "digits test: 299 images, 10 classes, 16x16, flip off",
         "model": f"G dcgan {g / 1e6:.2f} M, D dcgan {d / 1e6:.2f} M (projection head, batch_norm)",
-        "loss": "bce, regularizer none, augment diffaugment, evaluator none",
+        "loss": "bce, regularizer none, augment diffaugment",
+        "scores": "none (evaluator=none)",
         "update": "1 D per G, batch 4, G adam lr 0.0002, D adam lr 0.0002, EMA 0.99",
     }
+
+
+def test_the_scores_of_a_run(lines_for: Callable[..., dict[str, str]]) -> None:
+    lite0 = ("evaluator=efficientnet_lite0", "evaluator.every=2000", "evaluator.resolution=32")
+    assert lines_for(*lite0)["scores"] == "efficientnet_lite0: 2,000 samples every 2,000 steps, 50,000 at the end"
+    assert lines_for(*lite0, "evaluator.full=true", "evaluator.final_samples=0")["scores"] == (
+        "efficientnet_lite0, with details: 2,000 samples every 2,000 steps, none at the end"
+    )
 
 
 def test_what_a_loss_brings_is_told(lines_for: Callable[..., dict[str, str]]) -> None:

@@ -173,8 +173,7 @@ def insects() -> Callable[..., ImageSet]:
     return make
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep features of real images out of the user's cache."""
-    monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def own_cache(tmp_path: Path) -> Path:
+    """Where features of real images are cached in this test."""
     return tmp_path / "cache" / "features"

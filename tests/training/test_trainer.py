@@ -446,11 +446,8 @@ def test_a_signal_before_the_final_scores_does_not_wait_for_them(new_trainer: Tr
     assert load(trainer.checkpoints.find("last"))["step"] == 2
 
 
-def test_real_evaluations_leave_no_trace_in_the_training(
-    new_trainer: TrainerMaker, differences: Differences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_evaluations_leave_no_trace_in_the_training(new_trainer: TrainerMaker, differences: Differences) -> None:
     """Bit for bit: the weights, averages, optimisers, buffers, data order and random numbers."""
-    monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
     overrides = [*EVERYTHING, "trainer.steps=3", "data.image_size=16"]
     quiet = new_trainer("quiet", *overrides)
     quiet.fit()

@@ -21,8 +21,8 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
         f"model    G {model.generator.name} {millions[0]}, D {model.discriminator.name} {millions[1]} "
         f"({model.discriminator.head.name} head, {' and '.join(normalisers) or 'no normaliser'})",
-        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}, "
-        f"evaluator {config.evaluator.name}",
+        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}",
+        f"scores   {trainer.evaluator.plan}",
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
         f"device   {device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",

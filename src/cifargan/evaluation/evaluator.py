@@ -33,9 +33,11 @@ class Evaluator(ABC):
         warn_after: evaluations in a row that may get worse before a warning.
         stop_after: evaluations without a new best after which training ends; None: it goes on.
         batch_size: images to generate and look at together.
+        plan: what is scored and when, in words.
     """
 
     every: int
+    plan: str
     monitor: str
     batch_size: int
     warn_after: int
@@ -54,6 +56,7 @@ class NoEvaluator(Evaluator):
     """Measures nothing, never."""
 
     every = 2**62
+    plan = "none (evaluator=none)"
     monitor = "none"
     batch_size = 100
     warn_after = 2**62
@@ -131,6 +134,9 @@ class FeatureEvaluator(Evaluator):
         self.stop_after = stop_after
         self.device = device
         self.reference = self._reference(images)
+        last = f"{final_samples:,} at the end" if final_samples else "none at the end"
+        detailed = ", with details" if full else ""
+        self.plan = f"{extractor.name}{detailed}: {samples:,} samples every {every:,} steps, {last}"
         self.monitor = f"{extractor.distance_name}_n{samples}_{self.reference.card.split}"
 
     def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
