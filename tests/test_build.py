@@ -315,6 +315,17 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_run_as_it_is(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_other_classes_are_told_as_such_and_not_as_another_generator(
+    trainer_for: OpenTrainer, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trainer_for("model=cdcgan") as trainer:
+        state = trainer.state()
+    monkeypatch.undo()
+    config = composed("data=digits", 'data.classes=["0","1"]', "model=cdcgan")
+    with pytest.raises(UserError, match=r"^the checkpoint has the classes \['0', '1', '2'"):
+        build_trainer(config, RunDirectory(tmp_path), state=state)
+
+
 @pytest.mark.parametrize(
     ("model", "head", "needed"),
     [("acbiggan", "linear", "auxiliary or embedding"), ("biggan", "auxiliary", "linear or projection")],

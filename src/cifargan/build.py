@@ -45,7 +45,7 @@ from cifargan.training.rng import be_deterministic, seed_everything
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.tracking import Tracker
-from cifargan.training.trainer import Trainer
+from cifargan.training.trainer import Trainer, require_classes
 
 log = logging.getLogger(__name__)
 
@@ -305,6 +305,9 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     schedule = Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
 
     images = build_data(config.data)
+    if state is not None:
+        # Before the networks, whose shapes other classes change as well.
+        require_classes(state, images)
 
     # From here on the order decides which random numbers a network starts from.
     seed_everything(root.seed)

@@ -3,18 +3,17 @@
 import argparse
 import logging
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from cifargan.build import SPLITS, build_data, build_extractor, select_device, splits_of
+from cifargan.build import SPLITS, build_data, select_device, splits_of
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
+from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table
 from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
@@ -25,7 +24,7 @@ from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.measure import Batches, in_batches, measure
 from cifargan.evaluation.memorisation import memorisation
 from cifargan.evaluation.records import Protocol, Record, add_to_file
-from cifargan.evaluation.reference import Reference, export_statistics, import_statistics, reference_of
+from cifargan.evaluation.reference import Reference, export_statistics, reference_of
 from cifargan.images import labelled_sheet, save_png
 from cifargan.runs import LoadedGenerator, find_run, load_classifier
 from cifargan.training.checkpoint import CheckpointStore, load
@@ -271,48 +270,3 @@ def shuffled(images: ImageSet, batch_size: int) -> Iterator[tuple[torch.Tensor, 
     """The images in an order that does not follow their classes, so that the first are as good as any."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return in_batches(images.images[order], images.labels[order], batch_size)
-
-
-def extractor_for(options: argparse.Namespace, own: DictConfig, device: torch.device) -> FeatureExtractor:
-    """The feature network that was asked for, else the run's own, else Inception."""
-    node = own
-    if options.evaluator or own.name == "none":
-        node = OmegaConf.create({"name": options.evaluator or "inception"})
-    return build_extractor(with_settings(node, weights=options.extractor_weights), device=device)
-
-
-def with_settings(node: DictConfig, **given: str | None) -> DictConfig:
-    """A node with those of the settings that were given."""
-    settings: dict[str, Any] = {str(key): value for key, value in node.items()}
-    return OmegaConf.create(settings | {key: value for key, value in given.items() if value is not None})
-
-
-def outside_reference(options: argparse.Namespace, extractor: FeatureExtractor, device: torch.device) -> Reference:
-    """Real images by the name of a data set, by a path, or as statistics."""
-    name, _, split = (options.reference or "cifar10").partition(":")
-    if name in ("cifar10", "digits"):
-        node = OmegaConf.create({"name": name, "splits": [split or "train"]})
-        return reference_of(
-            build_data(with_settings(node, root=options.data_root)),
-            extractor,
-            device=device,
-            batch_size=options.batch_size,
-        )
-    path = Path(options.reference)
-    if path.suffix == ".npz" and path.is_file() and is_statistics(path):
-        return import_statistics(path, extractor)
-    if not path.exists():
-        raise UserError(
-            f"--reference {options.reference}: no such file or folder, and no data set; choose from cifar10, "
-            "cifar10:test, digits, or for a run train, test, both"
-        )
-    return reference_of(load_images(path), extractor, device=device, batch_size=options.batch_size)
-
-
-def is_statistics(path: Path) -> bool:
-    """Whether an `.npz` holds `mu` and `sigma`; a damaged one is told by whoever reads it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False

@@ -265,8 +265,7 @@ class Trainer:
         Raises:
             UserError: it belongs to other networks or to other data.
         """
-        if tuple(state["classes"]) != self.images.classes:
-            raise UserError(f"the checkpoint has the classes {state['classes']}, the data {list(self.images.classes)}")
+        require_classes(state, self.images)
         self.game.load_state(state)
         self.running = RunningMeans(state["running"]["names"])
         self.running.load_state_dict(state["running"]["sums"])
@@ -274,6 +273,16 @@ class Trainer:
         self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
         self.scores.load_state_dict(state["best"])
+
+
+def require_classes(state: State, images: ImageSet) -> None:
+    """Check that a checkpoint is of data with these classes.
+
+    Raises:
+        UserError: it is not.
+    """
+    if tuple(state["classes"]) != images.classes:
+        raise UserError(f"the checkpoint has the classes {state['classes']}, the data {list(images.classes)}")
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
