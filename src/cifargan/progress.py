@@ -10,6 +10,7 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+SHARE_BETWEEN_LINES = 0.2  # of the time gone: hours of work make no hundreds of lines
 
 
 class Progress:
@@ -41,8 +42,10 @@ class Progress:
         self.done += n
         self.bar.update(n)
         now = time.monotonic()
-        if self.bar.disable and self.done < self.total and now - self.last_line > SECONDS_BETWEEN_LINES:
-            rate = self.done / (now - self.started)
+        gone = now - self.started
+        pause = max(SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * gone)
+        if self.bar.disable and self.done < self.total and now - self.last_line > pause:
+            rate = self.done / gone
             left = tqdm.format_interval((self.total - self.done) / rate)
             log.info(
                 "%s: %d of %d %ss, %.3g %ss/s, %s left",

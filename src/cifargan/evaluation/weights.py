@@ -49,7 +49,7 @@ class PublishedWeights:
     def ways_out(self) -> str:
         """Everything that a user without these weights can do."""
         return (
-            f"set evaluator.weights=PATH or the environment variable {self.variable}=PATH to a copy of {self.url}, "
+            f"set evaluator.weights=PATH (`cifargan evaluate` takes --extractor-weights PATH) or the environment variable {self.variable}=PATH to a copy of {self.url}, "
             f"or {OTHER_EVALUATORS}"
         )
 
