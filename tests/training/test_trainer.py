@@ -238,7 +238,7 @@ def test_a_killed_process_goes_on_in_the_same_bits_in_a_new_one(differences: Dif
     common = [
         *EVERYTHING,
         TWO_CLASSES,
-        *("data=digits", "data.image_size=16", "data.splits=[test]", "device=cpu", "seed=3"),
+        *("data=digits", "data.image_size=16", "data.splits=[test]", "evaluator=none", "device=cpu", "seed=3"),
         *("trainer.batch_size=8", "trainer.samples_per_class=2", "trainer.sample_every=1000", "trainer.log_every=5"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
