@@ -128,6 +128,7 @@ class Sampler:
         self.batch_size = batch_size
         self.standing_batches = standing_batches
         self._network = copy.deepcopy(generator).float().requires_grad_(False).to(self.device).eval()
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._standing_for: float | None = math.nan  # a truncation that equals none, so the first call computes
         if batch_norm == "batch":
             for module in self._network.modules():
@@ -159,6 +160,9 @@ class Sampler:
 
         Yields:
             (B, 3, H, W) uint8 images and (B,) int64 labels, both on the sampler's device.
+
+        Raises:
+            UserError: As `sample`; after the last batch, some images were not finite.
         """
         labels = self.labels(n, classes=classes)
         indices = torch.arange(n) // len(self._wanted(classes))
@@ -167,6 +171,7 @@ class Sampler:
             images = self._images(self._latents(batch, truncation, seed), batch.labels)
             wanted = batch.wanted.to(self.device)
             yield images[wanted], batch.labels.to(self.device)[wanted]
+        self._require_finite()
 
     def sample(
         self,
@@ -190,7 +195,8 @@ class Sampler:
             (n, 3, H, W) uint8 on the CPU; `labels` has the classes.
 
         Raises:
-            UserError: A class is unknown or named twice, or `n`, `truncation` or `seed` is out of range.
+            UserError: A class is unknown or named twice, `n`, `truncation` or `seed` is out of range, or some images
+                are not finite.
         """
         made = []
         with tqdm(total=n, unit="image", disable=not progress) as bar:
@@ -241,6 +247,7 @@ class Sampler:
                 if first != last and not mixed.lookups:
                     raise UserError("This generator has no class embedding to mix: interpolate within one class.")
             frames.append(torch.cat(made))
+        self._require_finite()
         return torch.stack(frames, dim=1)  # steps times (rows, 3, H, W) -> (rows, steps, 3, H, W)
 
     def _wanted(self, classes: Classes) -> list[int]:
@@ -291,10 +298,15 @@ class Sampler:
     def _images(self, z: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
             images = self._network(z.to(self.device), y.to(self.device))
-        if not images.isfinite().all():
-            # As bytes they would look like black pixels.
-            raise UserError("the generator's images are not finite: it has diverged; take an earlier checkpoint")
+        # Asked for at the end alone: a question for every batch would make the device wait for the host.
+        self._finite = self._finite & images.isfinite().all()
         return to_uint8(images)
+
+    def _require_finite(self) -> None:
+        """Raise where an image since the last call was no numbers; as bytes it looks like black pixels."""
+        finite, self._finite = bool(self._finite), torch.ones((), dtype=torch.bool, device=self.device)
+        if not finite:
+            raise UserError("the generator's images are not finite: it has diverged; take an earlier checkpoint")
 
 
 class _MixedEmbeddings(TorchFunctionMode):

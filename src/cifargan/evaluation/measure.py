@@ -69,8 +69,10 @@ def measure(
         UserError: the features are not finite, or there are fewer than two images.
         StoppedError: `stop` said so.
     """
-    features = torch.empty(total, extractor.dim)
-    labels = torch.empty(total, dtype=torch.int64)
+    # Copied into without waiting: the device goes on with the next batch.
+    pinned = device.type == "cuda"
+    features = torch.empty(total, extractor.dim, pin_memory=pinned)
+    labels = torch.empty(total, dtype=torch.int64, pin_memory=pinned)
     sums = GaussianSums(extractor.dim, device=device)
     classes = InceptionScoreSums(total, device=device) if extractor.has_logits and total >= IS_SPLITS else None
     kept: list[Tensor] = []
@@ -79,8 +81,8 @@ def measure(
         for images, y in batches:
             seen = extractor.extract(images.to(device))
             part = slice(done, done + len(images))
-            features[part] = seen.features.cpu()
-            labels[part] = y.cpu()
+            features[part].copy_(seen.features, non_blocking=True)
+            labels[part].copy_(y, non_blocking=True)
             sums.update(seen.features)
             if classes is not None and seen.logits is not None:
                 classes.update(seen.logits)
@@ -93,7 +95,7 @@ def measure(
     if done != total:
         raise UserError(f"{label}: {done} images came where {total} were expected")
     try:
-        gaussian = sums.result()
+        gaussian = sums.result()  # which waits for the device, and so for every copy
         score = classes.result() if classes is not None else None
     except ValueError as error:
         raise UserError(f"{label}: {error}") from error
