@@ -21,6 +21,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import hydra
+import scipy
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -129,7 +130,7 @@ def bench_features(path: str, images: Tensor, *, batch_size: int, rounds: int, d
 
 def bench_frechet(*, rounds: int) -> None:
     """Two normal distributions of 2,048 features with spectra that fall, as those of real features do."""
-    from scipy.linalg import sqrtm  # no dependency of the package
+    from scipy.linalg import sqrtm
 
     rows = torch.randn(2, 5000, 2048, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 2048)
     a, b = (gaussian(features) for features in rows)
@@ -141,7 +142,10 @@ def bench_frechet(*, rounds: int) -> None:
 
     error = abs(frechet_distance(a, b) / with_scipy() - 1)  # and warm
     print(f"frechet: d = 2048; the two differ by {error:.0e}")
-    compare({"scipy.linalg.sqrtm": with_scipy, "cifargan": lambda: frechet_distance(a, b)}, rounds=rounds)
+    compare(
+        {f"scipy {scipy.__version__}, linalg.sqrtm": with_scipy, "cifargan": lambda: frechet_distance(a, b)},
+        rounds=rounds,
+    )
 
 
 def bench_end_to_end(path: str, *, samples: int, batch_size: int, device: torch.device) -> None:
