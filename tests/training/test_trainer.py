@@ -354,6 +354,25 @@ def test_a_diverged_generator_is_never_kept_as_the_best(
     assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
 
 
+def test_a_generator_that_its_last_update_broke_is_told_by_its_samples(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.sample_every=2", "trainer.ema.decay=0")
+    iterate = trainer.game.iterate
+
+    def broken() -> dict[str, Tensor]:
+        metrics = iterate()
+        with torch.no_grad():
+            for parameter in trainer.game.ema.generator.parameters():
+                parameter.fill_(torch.nan)
+        return metrics
+
+    monkeypatch.setattr(trainer.game, "iterate", broken)
+    with pytest.raises(DivergedError, match=r"^step 2: the generator's images are not finite"):
+        trainer.fit()
+    assert trainer.checkpoints.steps() == []
+
+
 def test_an_interrupted_run_that_has_diverged_keeps_no_checkpoint_of_it(
     new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +436,13 @@ def test_a_run_that_gets_no_better_ends_early_with_everything_saved(new_trainer:
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("no\nluck"), RuntimeError("CUDA out of memory"), MemoryError("none left"), StoppedError("stopped")],
+    [
+        UserError("no\nluck"),
+        RuntimeError("CUDA out of memory"),
+        MemoryError("none left"),
+        StoppedError("stopped"),
+        LookupError("a bug"),
+    ],
 )
 def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
     new_trainer: TrainerMaker, differences: Differences, error: Exception, caplog: pytest.LogCaptureFixture
@@ -434,6 +459,7 @@ def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
         result = trainer.fit()
     assert (result.step, result.best_score) == (2, None)
     assert str(error).splitlines()[0] in caplog.text
+    assert ("Traceback" in caplog.text) == isinstance(error, LookupError)
     assert differences(quiet.game.state(), trainer.game.state()) == []
 
 

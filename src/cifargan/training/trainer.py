@@ -154,7 +154,9 @@ class Trainer:
 
         save = due(self.schedule.checkpoint_every) or stop()
         best = False
-        if save or due(self.schedule.log_every) or due(self.evaluator.every):
+        if save or any(
+            due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.evaluator.every)
+        ):
             self._check_finite()
         if due(self.schedule.log_every):
             self._log()
@@ -202,7 +204,11 @@ class Trainer:
         per_class = self.schedule.samples_per_class
         rows = self.game.generator.num_classes or per_class
         # Rougher statistics than a score's: a glance must stay cheap, on a CPU too.
-        images = self.sampler(standing_batches=4).sample(rows * per_class, seed=0)
+        try:
+            images = self.sampler(standing_batches=4).sample(rows * per_class, seed=0)
+        except UserError as error:
+            # Its last update broke it, which the terms of the next step would say.
+            raise DivergedError(f"step {self.step}: {error}") from error
         if self.game.generator.num_classes:
             # The sampler takes the classes in turn: (n K, ...) -> (n, K, ...) -> (K n, ...), a row a class.
             images = images.reshape(per_class, rows, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
@@ -230,8 +236,11 @@ class Trainer:
         except StoppedError as error:
             log.info("%s", error)
             records = []
-        except (UserError, RuntimeError, MemoryError) as error:  # torch says with RuntimeError that memory is out
-            log.warning("step %d: no scores (%s); training goes on", self.step, str(error).splitlines()[0])
+        except Exception as error:
+            # torch says with a RuntimeError that memory is out. What nobody foresaw keeps its trace.
+            foreseen = isinstance(error, UserError | RuntimeError | MemoryError)
+            reason = (str(error) or repr(error)).splitlines()[0]
+            log.warning("step %d: no scores (%s); training goes on", self.step, reason, exc_info=not foreseen)
             records = []
         if self.game.device.type == "cuda":
             # The extractor's activations must not stand in the way of training's.
