@@ -193,6 +193,7 @@ class TestFrechetDistance:
         expected = frechet_distance(a, b)
         monkeypatch.setattr(metrics, "_SVD_LIMIT", 0)
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+        assert frechet_distance(a._replace(n=0), b) == pytest.approx(expected, rel=1e-8)  # how many is not known
         assert frechet_distance(a, a) <= 1e-8 * relative_to(a, a)
 
     def test_without_any_spread(self) -> None:
