@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_leaves_the_run_as_it_is(
     ("override", "message"),
     [
         ("model.generator.base_channels=8", "the checkpoint is of another generator:"),
-        ("data.classes=[1,2]", "the checkpoint is of another generator:"),
+        ("data.classes=[1,2]", "the checkpoint has the classes"),
         ("data.splits=[train]", "the training images are not those that the checkpoint was trained on"),
         ("loss=wasserstein", "the checkpoint is of another"),
         ("trainer.stpes=4", "trainer.stpes: no such setting"),
