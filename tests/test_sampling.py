@@ -19,7 +19,8 @@ from cifargan.errors import UserError
 from cifargan.images import to_uint8
 from cifargan.latents import latents
 from cifargan.models.interface import Generator
-from cifargan.sampling import BatchNormMode, Sampler, standing_statistics_
+from cifargan.sampling import BatchNormMode, Sampler
+from cifargan.standing import standing_statistics_
 
 CLASSES = ("airplane", "cat", "dog")
 MODES: list[BatchNormMode] = ["standing", "running", "batch"]

@@ -36,7 +36,7 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import LeCam, NoRegularizer
-from cifargan.training.checkpoint import CheckpointStore, State
+from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game
 from cifargan.training.optimizers import adam, rmsprop
@@ -45,7 +45,7 @@ from cifargan.training.rng import be_deterministic, seed_everything
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.tracking import Tracker
-from cifargan.training.trainer import Trainer, require_classes
+from cifargan.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     images = build_data(config.data)
     if state is not None:
         # Before the networks, whose shapes other classes change as well.
-        require_classes(state, images)
+        require_classes(state, images.classes)
 
     # From here on the order decides which random numbers a network starts from.
     seed_everything(root.seed)

@@ -61,7 +61,9 @@ def test_a_run_is_scored_against_both_splits(command: Command, run: Path, caplog
     assert "step 2 (last), ema weights, standing batch-norm statistics, seed 1, 12 of them" in done.stdout
     assert "digits train (1,498)" in done.stdout
     assert "digits test (299)" in done.stdout
-    assert "class" in done.stdout
+    assert "class_hit_rate_lite0_64 digits train (1,498)" in done.stdout
+    assert "12 images for 1280 features: the covariance is singular" in caplog.text
+    assert "12 images: the kernel distance is over subsets of 12 instead of 1000" in caplog.text
     with Image.open(run / "evaluation" / "step_2-ema-standing_lite0_64" / "nearest.png") as picture:
         assert picture.width > 12 * 16
     again = command("evaluate", *LITE0, "--samples", "12", "--batch-size", "12")

@@ -9,7 +9,7 @@ import torch
 
 from cifargan.data.sources import ImageSet
 from cifargan.evaluation import compare
-from cifargan.evaluation.compare import details, distances, spread_evenly
+from cifargan.evaluation.compare import caveats, details, distances, spread_evenly
 from cifargan.evaluation.manifold import manifold_scores
 from cifargan.evaluation.measure import Measured, in_batches, measure
 from cifargan.evaluation.records import Protocol
@@ -33,6 +33,21 @@ def test_images_are_picked_evenly_from_every_class() -> None:
             of_class = (labels == label).nonzero().flatten()
             assert torch.equal(picked[labels[picked] == label], of_class[::5])
     assert sorted(spread_evenly(torch.zeros(5, dtype=torch.int64), 9).tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (2000, []),
+        (1000, []),
+        (7, ["7 images: the kernel distance is over subsets of 7 instead of 1000"]),
+        (6, ["6 images for 6 features: the covariance is singular", "6 images: the kernel distance"]),
+    ],
+)
+def test_too_few_images_are_told(corners: Extractors, n: int, expected: list[str]) -> None:
+    lines = caveats(n, corners())
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
 
 
 def test_statistics_alone_allow_a_distance_and_nothing_else(

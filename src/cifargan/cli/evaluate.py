@@ -19,7 +19,7 @@ from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.classifier import head_hit_rate
-from cifargan.evaluation.compare import MANIFOLD_SAMPLES, details, distances, own_scores
+from cifargan.evaluation.compare import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
 from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.measure import Batches, in_batches, measure
 from cifargan.evaluation.memorisation import memorisation
@@ -147,8 +147,8 @@ def judge(
     at = f"truncation {protocol.truncation:g}" if protocol.truncation else "scoring"
     keep = 1 if options.quick else MANIFOLD_SAMPLES
     fake = measure(batches, protocol.n, extractor, device=device, label=at, keep_images=keep)
-    if protocol.n <= extractor.dim:
-        log.warning("%d images for %d features: a distance from so few is far too large", protocol.n, extractor.dim)
+    for line in caveats(protocol.n, extractor):
+        log.warning("%s", line)
     records = own_scores(fake, extractor, protocol)
     for reference in task.references:
         comparison = fake, reference, extractor, protocol

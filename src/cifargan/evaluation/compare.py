@@ -133,6 +133,16 @@ def spread_evenly(labels: Tensor, n: int) -> Tensor:
     return labels.argsort(stable=True)[torch.arange(n) * len(labels) // max(n, 1)]
 
 
+def caveats(n: int, extractor: FeatureExtractor) -> list[str]:
+    """What must be known of scores from as few as n images."""
+    lines = []
+    if n <= extractor.dim:
+        lines.append(f"{n} images for {extractor.dim} features: the covariance is singular, a distance far too large")
+    if n < SUBSET_SIZE:
+        lines.append(f"{n} images: the kernel distance is over subsets of {n} instead of {SUBSET_SIZE}")
+    return lines
+
+
 def _check_size(fake: Measured, reference: Reference) -> None:
     if reference.images is None or not len(fake.images):
         return

@@ -1,5 +1,6 @@
 """Scores a generator against real images while it trains."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -7,13 +8,15 @@ import torch
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.compare import NEIGHBOURS, details, distances, own_scores
+from cifargan.evaluation.compare import NEIGHBOURS, caveats, details, distances, own_scores
 from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.measure import measure
 from cifargan.evaluation.metrics import IS_SPLITS
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference, reference_of
 from cifargan.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 SEED = 1  # of the latents that are scored: always the same ones, so that scores of two steps differ by the step alone
 Stop = Callable[[], bool]
@@ -122,6 +125,8 @@ class FeatureEvaluator(Evaluator):
         ):
             if value < lowest:
                 raise UserError(f"evaluator.{name}={value}: must be at least {lowest}{reason}")
+        for line in caveats(samples, extractor):
+            log.warning("evaluator.samples=%s", line)
         self.extractor = extractor
         self.images = images
         self.final_images = final_images

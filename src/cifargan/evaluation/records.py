@@ -56,7 +56,7 @@ class Protocol:
         space: what the features are of.
         subject: what the images are: a run's folder, or a path.
         step: training step of the generator; None for images from elsewhere, as all that follows.
-        checkpoint: how it was chosen: `training`, `best`, `last` or `step`.
+        checkpoint: how it was chosen: `best`, `last` or `step`; `last` in training.
         weights: `ema` or `raw`.
         batch_norm: `standing`, `running` or `batch`.
         truncation: threshold on the latents; None for none.

@@ -39,6 +39,16 @@ def load(path: Path) -> State:
     return state
 
 
+def require_classes(state: State, classes: tuple[str, ...]) -> None:
+    """Check that a checkpoint is of data with these classes.
+
+    Raises:
+        UserError: it is not.
+    """
+    if tuple(state["classes"]) != classes:
+        raise UserError(f"the checkpoint has the classes {state['classes']}, the data {list(classes)}")
+
+
 def _older(path: Path) -> str:
     """What to do about a damaged checkpoint: name the one before it, if there is one."""
     others = [other for other in CheckpointStore(path.parent).steps() if other != path]

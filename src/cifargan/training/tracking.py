@@ -89,9 +89,9 @@ class Tracker:
         self._add_scalars(step, values)
         self._write_line(step, values, records=[record.flat() for record in records])
 
-    def hyperparameters(self, settings: Mapping[str, str | float | int | bool], scores: Mapping[str, float]) -> None:
+    def hyperparameters(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Record what the run was and what came of it, for TensorBoard's table of hyper-parameters."""
-        self.writer.add_hparams(dict(settings), dict(scores), run_name=".")
+        self.writer.add_hparams(_flat(config), dict(scores), run_name=".")
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """Record a text in TensorBoard, as a block of code."""
@@ -115,6 +115,17 @@ class Tracker:
             left = tqdm.format_interval((self.steps - step) / rate)
             figures = "  ".join(f"{short} {value}" for short, value in shown.items())
             log.info("step %d/%d  %.3g steps/s  %s left  %s", step, self.steps, rate, left, figures)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
+    """The settings as `a.b.c: value`, each of a type that TensorBoard's table takes."""
+    flat: dict[str, str | float | int | bool] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | float | int) else str(value)
+    return flat
 
 
 def _step_of(line: bytes) -> float:

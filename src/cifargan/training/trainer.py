@@ -16,7 +16,7 @@ from cifargan.evaluation.measure import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted, scalars
 from cifargan.images import grid
 from cifargan.sampling import Sampler
-from cifargan.training.checkpoint import CheckpointStore, State
+from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.running import RunningMeans
@@ -112,7 +112,7 @@ class Trainer:
                     raise InterruptedRunError(signal, f"stopped at step {self.step}, checkpoint written")
             records = self._score_finally(stop)
             if records:
-                self.tracker.hyperparameters(_flat(self.config), scalars(records))
+                self.tracker.hyperparameters(self.config, scalars(records))
             if interruption.requested is not None:
                 raise InterruptedRunError(
                     interruption.requested,
@@ -274,7 +274,7 @@ class Trainer:
         Raises:
             UserError: it belongs to other networks or to other data.
         """
-        require_classes(state, self.images)
+        require_classes(state, self.images.classes)
         self.game.load_state(state)
         self.running = RunningMeans(state["running"]["names"])
         self.running.load_state_dict(state["running"]["sums"])
@@ -282,27 +282,6 @@ class Trainer:
         self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
         self.scores.load_state_dict(state["best"])
-
-
-def require_classes(state: State, images: ImageSet) -> None:
-    """Check that a checkpoint is of data with these classes.
-
-    Raises:
-        UserError: it is not.
-    """
-    if tuple(state["classes"]) != images.classes:
-        raise UserError(f"the checkpoint has the classes {state['classes']}, the data {list(images.classes)}")
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    """The settings as `a.b.c: value`, each of a type that TensorBoard's table takes."""
-    flat: dict[str, str | float | int | bool] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str | float | int) else str(value)
-    return flat
 
 
 def _spread_out(images: Tensor, n: int) -> Tensor:
