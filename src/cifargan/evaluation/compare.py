@@ -1,6 +1,5 @@
 """From two sets of features to records: every score that generated and real images allow."""
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,11 +14,9 @@ from cifargan.evaluation.metrics import IS_SPLITS, frechet_distance, gaussian, k
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference
 
-log = logging.getLogger(__name__)
-
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, as in the reference implementations
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in Naeem et al. 2020
-MANIFOLD_SAMPLES = 10_000  # images a side that manifold metrics look at, as in Kynkäänniemi et al. 2019 and after
+MANIFOLD_SAMPLES = 10_000  # images a side that manifold metrics look at: their time grows with its square
 
 
 def own_scores(fake: Measured, extractor: FeatureExtractor, protocol: Protocol) -> list[Record]:
