@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from cifargan.config import Registry, arguments, lookup, section, without
+from cifargan.data.cache import cache_dir
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
@@ -35,15 +36,17 @@ from cifargan.models.interface import Discriminator, Generator
 from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
-from cifargan.objectives.regularizers import LeCam, NoRegularizer
+from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.ema import WeightAverage
+from cifargan.training.folding import faster_forms
 from cifargan.training.game import Game
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import Precision, PrecisionName
-from cifargan.training.rng import be_deterministic, seed_everything
+from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
+from cifargan.training.speed import Speed, Switches, remembered
 from cifargan.training.tracking import Tracker
 from cifargan.training.trainer import Trainer
 
@@ -60,7 +63,12 @@ HEADS: Registry = {
 }
 CLASSIFICATIONS: Registry = {"none": NoClassification, "cross_entropy": CrossEntropy, "d2dce": D2DCE}
 LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": WassersteinLoss}
-REGULARIZERS: Registry = {"none": NoRegularizer, "lecam": LeCam}
+REGULARIZERS: Registry = {
+    "none": NoRegularizer,
+    "lecam": LeCam,
+    "consistency": Consistency,
+    "lecam_consistency": LeCamConsistency,
+}
 AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
 OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
 EXTRACTORS: Registry = {
@@ -116,9 +124,12 @@ HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
 EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after")
 SPLITS = ("train", "test")
+OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
+SPEED = tuple(Speed.__dataclass_fields__)
 OPTIMIZER_PARTS = ("generator", "discriminator")
 # A head that has an opinion on classes, and only that, needs a term to learn it by.
 HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
+TRAINER_KEYS = ("ema", *Schedule.__dataclass_fields__, *SPEED)
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -262,14 +273,14 @@ def check(config: DictConfig) -> Settings:
         (LOSSES, "loss", (), ("critic",)),
         (REGULARIZERS, "regularizer", (), ()),
         (AUGMENTS, "augment", (), ()),
-        (OPTIMIZERS, "optimizer.generator", ("parameters",), ()),
-        (OPTIMIZERS, "optimizer.discriminator", ("parameters",), ()),
+        (OPTIMIZERS, "optimizer.generator", OPTIMIZER_PROVIDED, ()),
+        (OPTIMIZERS, "optimizer.discriminator", OPTIMIZER_PROVIDED, ()),
         ({"none": NoEvaluator, **EXTRACTORS}, "evaluator", ("device",), EVALUATOR_OWN),
     ]
     for registry, where, provided, elsewhere in parts:
         node = without(section(config, where), *elsewhere)
         arguments(lookup(registry, node, where), node, where, provided=provided)
-    for where, known in (("optimizer", OPTIMIZER_PARTS), ("model", MODEL_PARTS)):
+    for where, known in (("optimizer", OPTIMIZER_PARTS), ("model", MODEL_PARTS), ("trainer", TRAINER_KEYS)):
         for key in map(str, section(config, where)):
             if key not in known:
                 raise UserError(f"{where}.{key}: no such setting{did_you_mean(key, known)}")
@@ -280,7 +291,8 @@ def check(config: DictConfig) -> Settings:
             f"needs {' or '.join(HEADS_FOR[class_term])}; model=acbiggan and model=reacgan set both"
         )
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
-    Schedule(**arguments(Schedule, without(section(config, "trainer"), "ema"), "trainer"))
+    build_schedule(config)
+    build_speed(config)
     arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"])
     evaluator = NoEvaluator if config.evaluator.name == "none" else FeatureEvaluator
     arguments(evaluator, _evaluator_own(config.evaluator), "evaluator", provided=EVALUATOR_PROVIDED)
@@ -301,47 +313,12 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     """
     root = check(config)
     device = select_device(root.device)
-    be_deterministic(root.deterministic)
-    schedule = Schedule(**arguments(Schedule, without(config.trainer, "ema"), "trainer"))
-
     images = build_data(config.data)
     if state is not None:
         # Before the networks, whose shapes other classes change as well.
         require_classes(state, images.classes)
-
-    # From here on the order decides which random numbers a network starts from.
-    seed_everything(root.seed)
-    shape = {"num_classes": images.num_classes, "image_size": images.image_size}
-    generator = build_generator(config.model.generator, **shape).to(device)
-    if generator.num_classes and images.num_classes == 1:
-        raise UserError(
-            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
-            "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
-        )
-    discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
-    g_optimizer, d_optimizer = (
-        construct(OPTIMIZERS, node, f"optimizer.{name}", parameters=list(network.parameters()))
-        for name, node, network in (
-            ("generator", config.optimizer.generator, generator),
-            ("discriminator", config.optimizer.discriminator, discriminator),
-        )
-    )
-    ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
-    game = Game(
-        generator=generator,
-        discriminator=discriminator,
-        loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
-        regularizer=construct(REGULARIZERS, config.regularizer, "regularizer").to(device),
-        classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
-        augment=construct(AUGMENTS, config.augment, "augment"),
-        stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),
-        g_optimizer=g_optimizer,
-        d_optimizer=d_optimizer,
-        ema=WeightAverage(generator, **ema),
-        precision=Precision(root.precision, device),
-        schedule=schedule,
-        num_classes=images.num_classes,
-        device=device,
+    game = build_game(
+        config, images=images, device=device, before=None if state is None else remembered(state["switches"])
     )
     if state is not None:
         # Before the tracker opens the run's files.
@@ -352,13 +329,111 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
         game=game,
         images=images,
         evaluator=evaluator,
-        tracker=Tracker(directory, steps=schedule.steps, first_step=game.step),
-        checkpoints=CheckpointStore(directory.checkpoints, keep=schedule.keep),
+        tracker=Tracker(directory, steps=game.schedule.steps, first_step=game.step),
+        checkpoints=CheckpointStore(directory.checkpoints, keep=game.schedule.keep),
         config=plain(config),
     )
     if state is not None:
         trainer.load_state(state)
     return trainer
+
+
+def build_game(
+    config: DictConfig,
+    *,
+    images: ImageSet,
+    device: torch.device,
+    switches: Switches | None = None,
+    before: Switches | None = None,
+) -> Game:
+    """The two networks and all that plays them against each other.
+
+    Args:
+        config: the composed configuration, checked, without interpolations.
+        images: what to train on.
+        device: where.
+        switches: what makes it fast; None: as `trainer.speed` and its neighbours say.
+        before: what a run that goes on had been given.
+
+    Raises:
+        UserError: the parts do not go together.
+    """
+    root = settings(config)
+    be_deterministic(root.deterministic)
+    schedule = build_schedule(config)
+    precision = Precision(root.precision, device)
+    # From here on the order decides which random numbers a network starts from.
+    seed_everything(root.seed)
+    shape = {"num_classes": images.num_classes, "image_size": images.image_size}
+    generator = build_generator(config.model.generator, **shape).to(device)
+    if generator.num_classes and images.num_classes == 1:
+        raise UserError(
+            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
+            "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
+        )
+    discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
+    if switches is None:
+        switches = build_speed(config).switches(
+            device,
+            deterministic=root.deterministic,
+            host_sees_gradients=precision.name == "fp16",
+            faster_forms=partial(
+                faster_forms,
+                generator,
+                discriminator,
+                batch_size=schedule.micro_batch,
+                precision=precision,
+                device=device,
+                file=cache_dir() / "convolutions.json",
+            ),
+            before=before,
+        )
+    use_tf32(switches.tf32)
+    for network in (generator, discriminator):
+        switches.prepare(network)
+    g_optimizer, d_optimizer = (
+        construct(
+            OPTIMIZERS,
+            node,
+            f"optimizer.{name}",
+            parameters=list(network.parameters()),
+            fused=switches.fused,
+            recorded=switches.graph,
+        )
+        for name, node, network in (
+            ("generator", config.optimizer.generator, generator),
+            ("discriminator", config.optimizer.discriminator, discriminator),
+        )
+    )
+    ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
+    return Game(
+        generator=generator,
+        discriminator=discriminator,
+        loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
+        regularizer=construct(REGULARIZERS, config.regularizer, "regularizer").to(device),
+        classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
+        augment=construct(AUGMENTS, config.augment, "augment"),
+        stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),
+        g_optimizer=g_optimizer,
+        d_optimizer=d_optimizer,
+        ema=WeightAverage(generator, **ema),
+        precision=precision,
+        schedule=schedule,
+        num_classes=images.num_classes,
+        device=device,
+        switches=switches,
+    )
+
+
+def build_schedule(config: DictConfig) -> Schedule:
+    """How many updates of which size: what stands under `trainer.` beside the average and the speed."""
+    return Schedule(**arguments(Schedule, without(section(config, "trainer"), "ema", *SPEED), "trainer"))
+
+
+def build_speed(config: DictConfig) -> Speed:
+    """The settings under `trainer.` that make a round fast."""
+    others = [str(key) for key in config.trainer if key not in SPEED]
+    return Speed(**arguments(Speed, without(config.trainer, *others), "trainer"))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

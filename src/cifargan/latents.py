@@ -70,8 +70,8 @@ def latents(labels: Tensor, indices: Tensor, *, latent_dim: int, truncation: flo
     return torch.stack([blocks[key][row] for key, row in zip(keys, (indices % BLOCK).tolist(), strict=True)])
 
 
-def random_stream(seed: int, *key: int) -> torch.Generator:
-    """A random generator on the CPU of its own for each seed and key.
+def random_stream(seed: int, *key: int, device: torch.device = torch.device("cpu")) -> torch.Generator:  # noqa: B008 - immutable
+    """A random generator of its own for each seed and key; the same on every machine, but not on every kind of device.
 
     Raises:
         UserError: `seed` is negative.
@@ -79,7 +79,7 @@ def random_stream(seed: int, *key: int) -> torch.Generator:
     if seed < 0:
         raise UserError(f"seed={seed} cannot be: give a seed of 0 or above.")
     # torch's CPU generator looks at 32 bits of its seed alone, so the key is hashed into them.
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]))
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]))
 
 
 def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:

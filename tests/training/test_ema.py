@@ -29,6 +29,11 @@ class OneWeight(Generator):
         self.weight.data.fill_(value)
 
 
+def follow(average: WeightAverage, step: int) -> None:
+    average.prepare(step)
+    average.update()
+
+
 def averaged(average: WeightAverage) -> float:
     return next(average.generator.parameters()).item()
 
@@ -38,7 +43,7 @@ def test_after_n_updates_the_start_has_the_weight_decay_to_the_n() -> None:
     average = WeightAverage(live, decay=0.9)
     live.put(-3.0)
     for step in range(1, 8):
-        average.update(step)
+        follow(average, step)
     assert averaged(average) == pytest.approx(-3.0 + 0.9**7 * 8.0, rel=1e-12)
     assert live.weight.item() == -3.0
 
@@ -49,7 +54,7 @@ def test_moving_weights_are_weighted_geometrically() -> None:
     values = [2.0, -1.0, 4.0, 0.5]
     for step, value in enumerate(values, start=1):
         live.put(value)
-        average.update(step)
+        follow(average, step)
     expected = sum(0.3 * 0.7 ** (len(values) - 1 - i) * value for i, value in enumerate(values))
     assert averaged(average) == pytest.approx(expected, rel=1e-12)
 
@@ -58,7 +63,7 @@ def test_no_decay_follows_exactly() -> None:
     live = OneWeight(1.0)
     average = WeightAverage(live)
     live.put(0.1)
-    average.update(1)
+    follow(average, 1)
     assert averaged(average) == 0.1
 
 
@@ -68,7 +73,7 @@ def test_until_start_it_follows_then_it_averages() -> None:
     seen = []
     for step in range(1, 6):
         live.put(float(step))
-        average.update(step)
+        follow(average, step)
         seen.append(averaged(average))
     assert seen == pytest.approx([1.0, 2.0, 3.0, 3.5, 4.25], rel=1e-12)
 

@@ -62,6 +62,7 @@ def test_first_losses_are_those_of_the_formulas(new_game: GameMaker) -> None:
     loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     gradients = torch.autograd.grad(loss, list(game.discriminator.parameters()))
     torch.manual_seed(7)
+    game.prepare()
     metrics = game.discriminator_step()
     expected = {
         "loss/discriminator": loss.detach(),
@@ -80,7 +81,7 @@ def test_first_losses_are_those_of_the_formulas(new_game: GameMaker) -> None:
 class Pull(Regularizer):
     """A penalty with a gradient that is easy to know."""
 
-    def forward(self, real: Tensor, fake: Tensor, step: Tensor) -> Tensor:
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
         return 2.0 * real.mean() - 0.5 * fake.mean()
 
 
@@ -108,6 +109,7 @@ def test_both_players_descend_the_sum_of_all_their_terms(new_game: GameMaker) ->
             loss = -fake.logits.mean() + 0.25 * F.cross_entropy(fake.class_logits, y_fake)
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         before = weights(network)
+        game.prepare()
         torch.manual_seed(7)
         step()
         torch.testing.assert_close(moved(before, network), [-g for g in gradients], rtol=1e-4, atol=1e-5)
@@ -139,6 +141,7 @@ def test_class_terms_train_each_player_on_its_own_images(new_game: GameMaker) ->
         discriminator=SMALL_BIGGAN_D, generator=SMALL_BIGGAN, classification=CrossEntropy(weight=0.0), optimizer=DESCENT
     )
     before = weights(lonely.discriminator.get_submodule("head.classifier"))
+    lonely.prepare()
     lonely.discriminator_step()
     assert stays(before, lonely.discriminator.get_submodule("head.classifier"))
 
@@ -188,6 +191,7 @@ def test_the_discriminators_step_leaves_the_generator_alone(new_game: GameMaker)
     game = new_game(generator=NORMALISED_G, discriminator=NORMALISED_D)
     before, d_before = weights(game.generator), weights(game.discriminator)
     vectors = [buffer.clone() for buffer in game.generator.buffers()]
+    game.prepare()
     game.discriminator_step()
     assert stays(before, game.generator)
     assert all(torch.equal(a, b) for a, b in zip(vectors, game.generator.buffers(), strict=True))
@@ -259,6 +263,7 @@ def test_one_power_iteration_an_update_however_many_passes_it_takes(
     )
     for network, step in ((game.discriminator, game.discriminator_step), (game.generator, game.generator_step)):
         old = vectors_of(network)
+        game.prepare()
         step()
         new = vectors_of(network)
         assert len(new) > 2
@@ -292,8 +297,10 @@ def test_one_pass_and_two_passes_are_the_same_update_without_batch_norm(
         new_game(discriminator=NORMALISED_D, regularizer=LeCam(start=0), optimizer=DESCENT, d_lr=1.0) for _ in range(2)
     )
     torch.manual_seed(3)
+    joint.prepare()
     metrics = joint.discriminator_step()
     monkeypatch.setattr(DenseDiscriminator, "joint_pass", False)
+    separate.prepare()
     torch.manual_seed(3)
     for name, value in separate.discriminator_step().items():
         torch.testing.assert_close(value, metrics[name], msg=name)
@@ -309,7 +316,10 @@ class FixedStream:
     def __init__(self, x: Tensor, y: Tensor, size: int) -> None:
         self.parts = [*zip(torch.split(x, size), torch.split(y, size), strict=True)]
 
-    def next(self) -> tuple[Tensor, Tensor]:
+    def advance(self, batches: int) -> None:
+        pass
+
+    def take(self) -> tuple[Tensor, Tensor]:
         self.parts = [*self.parts[1:], self.parts[0]]
         return self.parts[-1]
 
@@ -319,7 +329,7 @@ def fix_inputs(game: Game, monkeypatch: pytest.MonkeyPatch, images: tuple[Tensor
     size = game.schedule.micro_batch
     latents = FixedStream(z, y, size)
     monkeypatch.setattr(game, "stream", FixedStream(*images, size))
-    monkeypatch.setattr(game, "_latents", lambda n: latents.next())
+    monkeypatch.setattr(game, "_latents", lambda n: latents.take())
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])

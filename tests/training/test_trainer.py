@@ -303,7 +303,7 @@ def test_a_second_ctrl_c_ends_it_at_once(new_trainer: TrainerMaker) -> None:
 
 def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Hand out images that are no numbers in one step."""
-    draw = trainer.game.stream.next
+    draw = trainer.game.stream.take
     calls = 0
 
     def wrapped() -> tuple[Tensor, Tensor]:
@@ -312,7 +312,7 @@ def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int) -> None
         x, y = draw()
         return (x * torch.nan if calls == step else x), y
 
-    monkeypatch.setattr(trainer.game.stream, "next", wrapped)
+    monkeypatch.setattr(trainer.game.stream, "take", wrapped)
 
 
 def test_a_diverged_run_names_the_term_the_step_and_the_last_good_checkpoint(

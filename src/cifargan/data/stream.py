@@ -6,19 +6,27 @@ from torch import Tensor
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.images import to_float
+from cifargan.latents import random_stream
 
 
 class ImageStream:
     """Batches of constant size, in a new random order each epoch, each image once an epoch.
 
     All images lie on the device as bytes, and all draws are made there, so no batch waits for the host. A batch that
-    reaches the end of an epoch is filled from the next one.
+    reaches the end of an epoch is filled from the next one. The order of an epoch is a function of the seed and the
+    number of the epoch alone.
+
+    A batch has two halves: `advance` is the host's, `take` is the device's, which can be recorded once and replayed.
 
     Args:
         images: The images.
         batch_size: B, at least 1; may be larger than the set.
         device: Where the images lie and the batches are made.
         seed: Of the order and of the flips.
+
+    Attributes:
+        generator: What the flips are drawn from.
+        taken: () int64 on the device, how many images have been given out, as the device counts.
 
     Raises:
         UserError: `batch_size` is out of range.
@@ -28,14 +36,18 @@ class ImageStream:
         if batch_size < 1:
             raise UserError(f"batch_size: must be at least 1, not {batch_size}")
         self.batch_size = batch_size
+        self.device = device
+        self.generator = torch.Generator(device)
+        self.generator.manual_seed(seed)
+        self._seed = seed
         self._fingerprint = images.fingerprint
         self._images = images.images.to(device)
         self._labels = images.labels.to(device)
         self._flip_probability = 0.5 if images.flip else 0.0
-        self._generator = torch.Generator(device)
-        self._generator.manual_seed(seed)
-        self._order = torch.arange(len(images.labels), device=device)
-        self._seen = 0
+        self._seen = 0  # as the host counts
+        self.taken = torch.zeros((), dtype=torch.int64, device=device)
+        self._orders = torch.empty(0, len(images), dtype=torch.int64, device=device)  # (epochs at hand, images)
+        self._epochs: list[int] = []  # whose orders these are; epoch e lies in row e modulo their number
 
     @property
     def images_seen(self) -> int:
@@ -45,7 +57,7 @@ class ImageStream:
     @property
     def epoch(self) -> int:
         """How many times the whole set has been given out."""
-        return self._seen // len(self._order)
+        return self._seen // len(self._images)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Draw a batch.
@@ -53,37 +65,52 @@ class ImageStream:
         Returns:
             (B, 3, H, W) float32 images in [-1, 1], and (B,) int64 labels.
         """
-        index = self._draw()
+        self.advance(1)
+        return self.take()
+
+    def advance(self, batches: int) -> None:
+        """Have the orders ready that the next `batches` calls of `take` will read."""
+        total = len(self._images)
+        first, self._seen = self._seen, self._seen + batches * self.batch_size
+        # However they fall, so many images touch at most so many epochs.
+        rows = (batches * self.batch_size - 1) // total + 2
+        if rows > len(self._orders):
+            self._orders = torch.empty(rows, total, dtype=torch.int64, device=self.device)
+            self._epochs = [-1] * rows
+        for epoch in range(first // total, (self._seen - 1) // total + 1):
+            row = epoch % len(self._epochs)
+            if self._epochs[row] != epoch:
+                self._orders[row] = self._order_of(epoch)
+                self._epochs[row] = epoch
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Make the batch that `advance` announced, on the device alone; as `next` returns it."""
+        place = self.taken + torch.arange(self.batch_size, device=self.device)  # (B,), counted since the beginning
+        self.taken += self.batch_size
+        total = len(self._images)
+        index = self._orders[place // total % len(self._orders), place % total]
         images, labels = self._images[index], self._labels[index]
-        chance = torch.rand(self.batch_size, device=index.device, generator=self._generator)
+        chance = torch.rand(self.batch_size, device=self.device, generator=self.generator)
         mirrored = (chance < self._flip_probability)[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
         return to_float(torch.where(mirrored, images.flip(-1), images)), labels
 
-    def _draw(self) -> Tensor:
-        """The indices (B,) of the next images."""
-        pieces, missing, total = [], self.batch_size, len(self._order)
-        while missing:
-            cursor = self._seen % total
-            if cursor == 0:
-                self._order = torch.randperm(total, device=self._order.device, generator=self._generator)
-            piece = self._order[cursor : cursor + missing]
-            pieces.append(piece)
-            missing -= len(piece)
-            self._seen += len(piece)
-        return torch.cat(pieces)
+    def _order_of(self, epoch: int) -> Tensor:
+        """The order of the images in an epoch, (images,) int64."""
+        own = random_stream(self._seed, epoch, device=self.device)
+        return torch.randperm(len(self._images), device=self.device, generator=own)
 
     def state_dict(self) -> dict[str, Tensor | int | str]:
         """Everything that a bit-exact continuation needs.
 
         Returns:
-            The generator's state and the order as CPU tensors, how many images have been given out, the kind of device
-            that drew them, and the fingerprint of the data.
+            The generator's state as a CPU tensor, the seed of the orders, how many images have been given out, the kind
+            of device that drew them, and the fingerprint of the data.
         """
         return {
-            "generator": self._generator.get_state(),
-            "order": self._order.cpu(),
+            "generator": self.generator.get_state(),
+            "seed": self._seed,
             "images_seen": self._seen,
-            "device": self._order.device.type,
+            "device": self.device.type,
             "fingerprint": self._fingerprint,
         }
 
@@ -101,12 +128,13 @@ class ImageStream:
                 "the training images are not those that the checkpoint was trained on: give back the same data and "
                 "data.* settings, or start a new run"
             )
-        here, there = self._order.device.type, state["device"]
+        here, there = self.device.type, state["device"]
         if here != there:
             raise UserError(f"the checkpoint was trained on {there} and cannot go on exactly on {here}; use {there}")
-        generator, order, seen = state["generator"], state["order"], state["images_seen"]
-        if not (isinstance(generator, Tensor) and isinstance(order, Tensor) and isinstance(seen, int)):
+        generator, seed, seen = state["generator"], state["seed"], state["images_seen"]
+        if not (isinstance(generator, Tensor) and isinstance(seed, int) and isinstance(seen, int)):
             raise TypeError("the state is none that ImageStream.state_dict gave")
-        self._generator.set_state(generator.cpu())
-        self._order = order.to(self._order.device)
-        self._seen = seen
+        self.generator.set_state(generator.cpu())
+        self._seed, self._seen = seed, seen
+        self.taken.fill_(seen)
+        self._epochs = [-1] * len(self._epochs)

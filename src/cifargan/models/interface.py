@@ -5,8 +5,10 @@ Labels are always passed; unconditional networks ignore them.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -47,18 +49,16 @@ class DiscriminatorOutput(NamedTuple):
     embedding: Tensor | None = None  # (N, E) of unit length, only where D2D-CE asks for it
     class_proxies: Tensor | None = None  # (K, E) of unit length, beside `embedding`
 
-    def split(self, first: int) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
-        """Take a joint pass apart: the first `first` judgements, and the rest. Class proxies belong to both."""
+    def split(self, sizes: Sequence[int]) -> list["DiscriminatorOutput"]:
+        """Take a joint pass apart, into as many judgements each as `sizes` says. Class proxies belong to all parts."""
 
-        def part(images: slice) -> DiscriminatorOutput:
-            return DiscriminatorOutput(
-                logits=self.logits[images],
-                class_logits=None if self.class_logits is None else self.class_logits[images],
-                embedding=None if self.embedding is None else self.embedding[images],
-                class_proxies=self.class_proxies,
-            )
+        def parts(whole: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * len(sizes) if whole is None else torch.split(whole, list(sizes))
 
-        return part(slice(None, first)), part(slice(first, None))
+        columns = zip(
+            torch.split(self.logits, list(sizes)), parts(self.class_logits), parts(self.embedding), strict=True
+        )
+        return [DiscriminatorOutput(*column, class_proxies=self.class_proxies) for column in columns]
 
 
 class Head(nn.Module, ABC):

@@ -31,7 +31,7 @@ InitScheme = Literal["orthogonal", "normal", "xavier", "default"]
 
 def _modulate(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     """Scale and shift `x` (N, C, H, W) with one gain and bias (N, C) per image and channel."""
-    return x * gain[:, :, None, None] + bias[:, :, None, None]
+    return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
 
 
 class ConditionalBatchNorm2d(nn.Module):

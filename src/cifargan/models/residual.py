@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cifargan.errors import UserError
 from cifargan.models import spectral
 from cifargan.models.layers import SelfAttention
+from cifargan.models.resampling import PooledConv2d, UpsampledConv2d
 
 
 def conv(in_channels: int, out_channels: int, size: int, *, spectral_norm: bool) -> nn.Conv2d:
@@ -41,10 +42,6 @@ def attention_layers(channels: int, sizes: list[int], attention: list[int], *, s
     )
 
 
-def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 class GeneratorBlock(nn.Module):
     """Norm, ReLU, upsample, conv, norm, ReLU, conv; beside it an upsampled 1x1 shortcut.
 
@@ -57,23 +54,22 @@ class GeneratorBlock(nn.Module):
     def __init__(self, channels: int, norm: Callable[[int], nn.Module], *, spectral_norm: bool) -> None:
         super().__init__()
         self.norm1 = norm(channels)
-        self.conv1 = conv(channels, channels, 3, spectral_norm=spectral_norm)
+        self.conv1 = spectral.spectral_norm(UpsampledConv2d(channels, channels), enabled=spectral_norm)
         self.norm2 = norm(channels)
         self.conv2 = conv(channels, channels, 3, spectral_norm=spectral_norm)
         self.shortcut = conv(channels, channels, 1, spectral_norm=spectral_norm)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Double the size of `x` (N, C, H, W) under `condition`; returns (N, C, 2H, 2W)."""
-        h = F.relu(self.norm1(x, condition))
-        h = self.conv1(_upsample(h))  # (N, C, 2H, 2W)
+        h = self.conv1(F.relu(self.norm1(x, condition)))  # (N, C, 2H, 2W)
         h = self.conv2(F.relu(self.norm2(h, condition)))
         # A 1x1 convolution and nearest upsampling commute: this order is a quarter of the work.
-        result: Tensor = h + _upsample(self.shortcut(x))
+        result: Tensor = h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
         return result
 
 
 class DiscriminatorBlock(nn.Module):
-    """[ReLU,] conv, ReLU, conv [, average pool]; beside it a shortcut of the raw input.
+    """[ReLU,] conv, ReLU, conv [with average pool]; beside it a shortcut of the raw input.
 
     The shortcut is the identity where neither width nor size changes; else it is pooled alike and goes through a 1x1
     convolution.
@@ -94,14 +90,19 @@ class DiscriminatorBlock(nn.Module):
         # Out of place, or the shortcut would see the activated input.
         self.activation = nn.ReLU(inplace=False) if preactivation else nn.Identity()
         self.conv1 = conv(in_channels, out_channels, 3, spectral_norm=spectral_norm)
-        self.conv2 = conv(out_channels, out_channels, 3, spectral_norm=spectral_norm)
+        layer = (
+            PooledConv2d(out_channels, out_channels)
+            if downsample
+            else nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        )
+        self.conv2 = spectral.spectral_norm(layer, enabled=spectral_norm)
         self.pool = nn.AvgPool2d(2) if downsample else nn.Identity()
         changes = downsample or in_channels != out_channels
         self.shortcut = conv(in_channels, out_channels, 1, spectral_norm=spectral_norm) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (N, in_channels, H, W) to (N, out_channels, H, W), or half that size."""
-        h = self.conv2(F.relu(self.conv1(self.activation(x))))
+        h = self.conv2(F.relu(self.conv1(self.activation(x))))  # pooled where the block halves
         # A 1x1 convolution and average pooling commute, so that one order serves every block, and it is the cheap one.
-        result: Tensor = self.pool(h) + self.shortcut(self.pool(x))
+        result: Tensor = h + self.shortcut(self.pool(x))
         return result

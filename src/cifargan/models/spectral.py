@@ -2,10 +2,14 @@
 
 The forward pass reads the singular vectors and never moves them: `power_iteration_` does, once per update of the
 weights, however many forward passes that update takes. So a second forward pass or an evaluation changes nothing.
+
+On a GPU the many small products of many layers cost more in launches than in arithmetic. `power_iteration_` and
+`normalised_together` therefore take all weights of one shape as one batch of matrices.
 """
 
-from collections.abc import Iterator
-from typing import TypeVar, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +36,9 @@ class SpectralNorm(nn.Module):
         weight: The weight to normalise; gives shapes, dtype and device.
         output_dim: The dimension of `weight` that counts outputs.
         eps: Smallest norm that u and v are divided by.
+
+    Attributes:
+        held: W / sigma where `normalised_together` has worked it out already.
     """
 
     u: Tensor  # (outputs,), unit length
@@ -41,28 +48,30 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.output_dim = output_dim
         self.eps = eps
-        matrix = self._matrix(weight)
+        self.held: Tensor | None = None
+        matrix = self.matrix(weight)
         self.register_buffer("u", F.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0, eps=eps))
         self.register_buffer("v", matrix.new_zeros(matrix.shape[1]))
         for _ in range(_INITIAL_ITERATIONS):
             self.iterate_(weight)
 
-    def _matrix(self, weight: Tensor) -> Tensor:
-        return weight.transpose(0, self.output_dim).flatten(1)  # (outputs, everything else)
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Read `weight` as a matrix (outputs, everything else)."""
+        return weight.transpose(0, self.output_dim).flatten(1)
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Estimate the largest singular value of `weight`; a scalar, differentiable in `weight`."""
         with torch.autocast(weight.device.type, enabled=False):
-            return self.u @ (self._matrix(weight) @ self.v)
+            return self.u @ (self.matrix(weight) @ self.v)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return `weight` / sigma, of the same shape and memory format."""
-        return weight / self.sigma(weight)
+        return weight / self.sigma(weight) if self.held is None else self.held
 
     def iterate_(self, weight: Tensor) -> None:
         """Move u and v by one power iteration: v <- W^T u / |W^T u|, then u <- W v / |W v|."""
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            matrix = self._matrix(weight)
+            matrix = self.matrix(weight)
             self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=self.eps))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.eps))
 
@@ -91,13 +100,54 @@ def trained_weight(module: nn.Module) -> nn.Parameter:
     return module.get_parameter("parametrizations.weight.original" if normalised else "weight")
 
 
-def power_iteration_(network: nn.Module) -> None:
+@contextmanager
+def normalised_together(network: nn.Module, *, trained: bool = True) -> Iterator[None]:
+    """While entered, every weight of `network` is normalised once, and those of one shape in one go.
+
+    Updates made meanwhile go unnoticed: enter it anew for every forward pass that is trained through.
+
+    Args:
+        network: Its forward passes use the normalised weights while this is entered.
+        trained: Whether gradients shall reach the weights.
+    """
+    groups = _by_shape(network)
+    for group in groups:
+        device = group[0][1].device
+        with torch.set_grad_enabled(trained), torch.autocast(device.type, enabled=False):
+            u, v, matrices = _stacked(group)
+            # (L, outputs) . (L, outputs): gradients reach each weight through `unbind`, which allocates nothing.
+            sigmas = (u * torch.bmm(matrices, v.unsqueeze(2)).squeeze(2)).sum(1).unbind(0)
+            for (norm, weight), sigma in zip(group, sigmas, strict=True):
+                norm.held = weight / sigma
+    try:
+        yield
+    finally:
+        for norm, _ in (pair for group in groups for pair in group):
+            norm.held = None
+
+
+def power_iteration_(network: nn.Module, *, together: bool = True) -> None:
     """Run one power iteration for every spectrally normalised weight in `network`; nothing waits for the device.
 
     Call it once after each update of these weights.
+
+    Args:
+        network: Changed in place.
+        together: Whether weights of one shape move in one go; if not, one by one.
     """
-    for norm, weight in _normalised_weights(network):
-        norm.iterate_(weight)
+    if not together:
+        for norm, weight in _normalised_weights(network):
+            norm.iterate_(weight)
+        return
+    with torch.no_grad():
+        for group in _by_shape(network):
+            eps = group[0][0].eps
+            with torch.autocast(group[0][1].device.type, enabled=False):
+                u, _, matrices = _stacked(group)
+                v = F.normalize(torch.bmm(u.unsqueeze(1), matrices).squeeze(1), dim=1, eps=eps)
+                u = F.normalize(torch.bmm(matrices, v.unsqueeze(2)).squeeze(2), dim=1, eps=eps)
+            torch._foreach_copy_([norm.u for norm, _ in group], list(u.unbind(0)))
+            torch._foreach_copy_([norm.v for norm, _ in group], list(v.unbind(0)))
 
 
 def restart_power_iteration_(network: nn.Module) -> None:
@@ -106,7 +156,25 @@ def restart_power_iteration_(network: nn.Module) -> None:
         power_iteration_(network)
 
 
-def _normalised_weights(network: nn.Module) -> Iterator[tuple[SpectralNorm, nn.Parameter]]:
+_Pair: TypeAlias = tuple[SpectralNorm, nn.Parameter]
+
+
+def _normalised_weights(network: nn.Module) -> Iterator[_Pair]:
     for module in network.modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(norm := module[0], SpectralNorm):
             yield norm, module.get_parameter("original")
+
+
+def _by_shape(network: nn.Module) -> list[list[_Pair]]:
+    """The normalised weights of a network, those that one batch of matrices can hold side by side."""
+    groups: dict[object, list[_Pair]] = {}
+    for norm, weight in _normalised_weights(network):
+        groups.setdefault((len(norm.u), len(norm.v), norm.eps), []).append((norm, weight))
+    return list(groups.values())
+
+
+def _stacked(group: Sequence[_Pair]) -> tuple[Tensor, Tensor, Tensor]:
+    """The vectors u (L, outputs), v (L, everything else) and the matrices (L, outputs, everything else) of L weights."""
+    u = torch.stack([norm.u for norm, _ in group])
+    v = torch.stack([norm.v for norm, _ in group])
+    return u, v, torch.stack([norm.matrix(weight) for norm, weight in group])

@@ -82,9 +82,9 @@ def random_color(x: Tensor) -> Tensor:
     return adjust_color(x, brightness - 0.5, saturation * 2.0, contrast + 0.5)
 
 
-def random_translation(x: Tensor) -> Tensor:
-    """Move by up to an eighth of the side each way; (N, 3, H, W) in and out."""
-    reach_down, reach_right = (x.shape[2] + 4) // 8, (x.shape[3] + 4) // 8
+def random_translation(x: Tensor, reach: int | None = None) -> Tensor:
+    """Move by up to `reach` pixels each way, an eighth of the side unless told; (N, 3, H, W) in and out."""
+    reach_down, reach_right = ((side + 4) // 8 if reach is None else reach for side in x.shape[2:])
     return translate(x, _randint(-reach_down, reach_down, x), _randint(-reach_right, reach_right, x))
 
 

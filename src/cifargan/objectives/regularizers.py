@@ -1,4 +1,4 @@
-"""Regularisers of the discriminator: a term added to its loss, computed from its logits alone."""
+"""Regularisers of the discriminator: a term added to its loss, computed from its logits."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifargan.errors import UserError
+from cifargan.objectives.augment import random_translation
 
 
 def lecam_penalty(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
@@ -32,14 +33,20 @@ def lecam_penalty(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: 
 class Regularizer(nn.Module, ABC):
     """A term of the discriminator's loss; its state lives in buffers, so it is in the checkpoint."""
 
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Other views of the real images (N, 3, H, W) that the discriminator is to judge as well; most need none."""
+        del x
+        return []
+
     @abstractmethod
-    def forward(self, real: Tensor, fake: Tensor, step: Tensor) -> Tensor:
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
         """Compute the term, already weighted.
 
         Args:
             real: (N,) float logits of real images, in the discriminator's step.
             fake: (M,) float logits of generated images, in the same step.
             step: 0-dim int64 on the logits' device, the number of generator steps done.
+            views: (N,) float logits of each of `views`, in the same order of images as `real`.
 
         Returns:
             0-dim float32.
@@ -49,9 +56,9 @@ class Regularizer(nn.Module, ABC):
 class NoRegularizer(Regularizer):
     """Adds nothing."""
 
-    def forward(self, real: Tensor, fake: Tensor, step: Tensor) -> Tensor:
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
         """Return zero on the logits' device."""
-        del fake, step
+        del fake, step, views
         return real.new_zeros((), dtype=torch.float32)
 
 
@@ -93,8 +100,9 @@ class LeCam(Regularizer):
         self.register_buffer("real_anchor", torch.zeros(()))
         self.register_buffer("fake_anchor", torch.zeros(()))
 
-    def forward(self, real: Tensor, fake: Tensor, step: Tensor) -> Tensor:
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
         """Update the anchors where that is due, then return the weighted penalty."""
+        del views
         real, fake = real.float(), fake.float()
         started = step >= self.start  # stays a tensor: a Python branch on it would wait for the device
         if self.training and torch.is_grad_enabled():
@@ -111,3 +119,94 @@ class LeCam(Regularizer):
     def extra_repr(self) -> str:
         """Show the settings."""
         return f"weight={self.weight}, decay={self.decay}, start={self.start}"
+
+
+def consistency_penalty(real: Tensor, view: Tensor) -> Tensor:
+    """Keep what is said of an image the same under augmentation: mean((D(x) - D(T(x)))^2) (Zhang et al. 2020, CR).
+
+    Args:
+        real: (N,) float32 logits of real images.
+        view: (N,) float32 logits of the same images, augmented.
+
+    Returns:
+        0-dim float32, not yet weighted.
+    """
+    return (real - view).square().mean()
+
+
+class Consistency(Regularizer):
+    """Consistency regularisation (Zhang et al. 2020, "Consistency Regularization for GANs", section 2.3).
+
+    `weight` times `consistency_penalty` between each real image and itself, mirrored at random and moved by a few
+    pixels. The discriminator judges half as many images again.
+    """
+
+    def __init__(self, *, weight: float = 10.0, reach: int = 4) -> None:
+        """Set up the term.
+
+        Args:
+            weight: Factor of the penalty, at least 0.
+            reach: How many pixels an image is moved by at most, each way, at least 0.
+
+        Raises:
+            UserError: If a setting is out of its range.
+        """
+        super().__init__()
+        if not 0.0 <= weight < math.inf:
+            raise UserError(f"weight of consistency is {weight}: choose a number of at least 0, such as 10.")
+        if reach < 0:
+            raise UserError(f"reach of consistency is {reach}: choose a number of pixels of at least 0, such as 4.")
+        self.weight = weight
+        self.reach = reach
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """The images, each mirrored with probability 1/2 and moved."""
+        mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+        return [random_translation(torch.where(mirrored, x.flip(-1), x), self.reach)]
+
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
+        """Return the weighted penalty."""
+        del fake, step
+        return self.weight * consistency_penalty(real.float(), views[0].float())
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"weight={self.weight}, reach={self.reach}"
+
+
+class LeCamConsistency(Regularizer):
+    """LeCam and consistency regularisation together: the sum of the two terms."""
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.3,
+        decay: float = 0.99,
+        start: int = 1000,
+        consistency_weight: float = 10.0,
+        reach: int = 4,
+    ) -> None:
+        """Set up both terms.
+
+        Args:
+            weight: As in `LeCam`.
+            decay: As in `LeCam`.
+            start: As in `LeCam`.
+            consistency_weight: `weight` of `Consistency`.
+            reach: As in `Consistency`.
+
+        Raises:
+            UserError: If a setting is out of its range.
+        """
+        super().__init__()
+        self.lecam = LeCam(weight=weight, decay=decay, start=start)
+        self.consistency = Consistency(weight=consistency_weight, reach=reach)
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Those of the consistency term."""
+        return self.consistency.views(x)
+
+    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
+        """Return the sum."""
+        total: Tensor = self.lecam(real, fake, step) + self.consistency(real, fake, step, *views)
+        return total

@@ -15,7 +15,7 @@ from cifargan.errors import UserError
 from cifargan.files import write_atomically
 
 State = dict[str, Any]
-FORMAT = 1
+FORMAT = 2
 
 
 def load(path: Path) -> State:
@@ -34,9 +34,22 @@ def load(path: Path) -> State:
         raise UserError(f"{path} is damaged or no checkpoint{_older(path)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is a torch file, but no cifargan checkpoint")
+    if state["format"] == 1:
+        state = _from_format_1(state)
     if state["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {state['format']}; this version reads format {FORMAT}")
-    return state
+    checked: State = state
+    return checked
+
+
+def _from_format_1(state: State) -> State:
+    """Format 1 kept the order of the epoch at hand, where format 2 keeps the seed of all orders.
+
+    A run that goes on from it shuffles anew; everything else goes on as it was.
+    """
+    stream = {**state["stream"], "seed": int(state["config"]["seed"])}
+    stream.pop("order", None)
+    return {**state, "format": 2, "stream": stream, "switches": {}}
 
 
 def require_classes(state: State, classes: tuple[str, ...]) -> None:

@@ -39,6 +39,8 @@ class WeightAverage:
         self.start = start
         self.ramp = ramp
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        weight = next(self.generator.parameters())
+        self._decay_now = torch.zeros((), dtype=weight.dtype, device=weight.device)
 
     def decay_at(self, step: int) -> float:
         """The decay in effect at generator step `step` (counted from 1)."""
@@ -49,11 +51,21 @@ class WeightAverage:
         ramped = math.pow(0.5, 1.0 / (self.ramp * (step - self.start)))
         return min(self.decay, ramped)
 
+    def prepare(self, step: int) -> None:
+        """Have the decay of generator step `step` (counted from 1) ready on the device."""
+        self._decay_now.fill_(self.decay_at(step))
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the live weights: `ema = d * ema + (1 - d) * live`."""
-        weight = 1.0 - self.decay_at(step)
-        torch._foreach_lerp_(list(self.generator.parameters()), list(self.live.parameters()), weight)
+    def update(self) -> None:
+        """Move the average towards the live weights, `ema = live - d * (live - ema)`, on the device alone.
+
+        This form takes the live weights exactly where d = 0, and rounding d moves the half-life, never the average.
+        """
+        ema, live = ([weight.data for weight in network.parameters()] for network in (self.generator, self.live))
+        lag = torch._foreach_sub(live, ema)
+        torch._foreach_mul_(lag, self._decay_now)
+        torch._foreach_copy_(ema, live)
+        torch._foreach_sub_(ema, lag)
         copy_buffers(self.live, self.generator)
 
 

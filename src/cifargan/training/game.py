@@ -1,7 +1,9 @@
 """One iteration of the two-player game. Everything here stays on the device; nothing waits for the host."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +11,20 @@ from torch import Tensor, nn
 from cifargan.data.stream import ImageStream
 from cifargan.errors import UserError
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator
-from cifargan.models.layers import power_iteration_
+from cifargan.models.spectral import normalised_together, power_iteration_
 from cifargan.objectives.adversarial import AdversarialLoss
 from cifargan.objectives.augment import Augment
 from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.regularizers import Regularizer
 from cifargan.training.checkpoint import State
 from cifargan.training.ema import WeightAverage
+from cifargan.training.graph import Recording
 from cifargan.training.precision import Precision
 from cifargan.training.rng import restore_rng, rng_state
 from cifargan.training.schedule import Schedule
+from cifargan.training.speed import PLAIN, Switches
 
-Metrics = dict[str, Tensor]  # 0-dim tensors on the device
+Metrics: TypeAlias = dict[str, Tensor]  # 0-dim tensors on the device
 
 
 class Game:
@@ -43,6 +47,7 @@ class Game:
         schedule: how many updates of which size.
         num_classes: K, the classes that labels for generated images are drawn from.
         device: where all of it lies.
+        switches: what makes a round fast; the networks and optimisers have been made to fit.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Game:
         schedule: Schedule,
         num_classes: int,
         device: torch.device,
+        switches: Switches = PLAIN,
     ) -> None:
         self.generator = generator.train()
         self.discriminator = discriminator.train()
@@ -77,52 +83,56 @@ class Game:
         self.schedule = schedule
         self.num_classes = num_classes
         self.device = device
-        self.initial_rates = [(optimizer, optimizer.param_groups[0]["lr"]) for optimizer in (g_optimizer, d_optimizer)]
+        self.initial_rates = [
+            (optimizer, float(optimizer.param_groups[0]["lr"])) for optimizer in (g_optimizer, d_optimizer)
+        ]
+        self.switches = switches
+        self.memory_format = torch.channels_last if switches.channels_last else torch.contiguous_format
+        # The arithmetic is compiled as a whole; drawing, updating and counting are few calls as they stand.
+        self.discriminator_loss = switches.compiled(self._discriminator_loss)
+        self.generator_loss = switches.compiled(self._generator_loss)
         self.step = 0  # generator updates done
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
+        self.round = self._recorded_play()
 
     def iterate(self) -> Metrics:
         """Play one round: the discriminator's updates, the generator's one, the average."""
+        self.prepare()
+        metrics = self.round()
+        self.step += 1
+        return metrics
+
+    def prepare(self) -> None:
+        """The host's part of a round: put every number that it decides where the device will look for it."""
         self._set_learning_rates()
-        # First the discriminator learns to tell real from fake ...
-        for _ in range(self.schedule.d_steps):
-            metrics = self.discriminator_step()
+        self.ema.prepare(self.step + 1)
+        self.stream.advance(self.schedule.d_steps * self.schedule.accumulate)
+
+    def play(self) -> Metrics:
+        """The device's part of a round, `prepare` done. Asks nothing of the host, so it can be recorded and replayed."""
+        # First the discriminator learns to tell real from fake, from a generator that does not change meanwhile ...
+        with self._normalised(self.generator, trained=False):
+            for _ in range(self.schedule.d_steps):
+                metrics = self.discriminator_step()
         # ... then the generator learns to fool it, ...
         metrics |= self.generator_step()
-        self.step += 1
         self.step_on_device += 1
         # ... and the average of its weights, which is what is kept, follows.
-        self.ema.update(self.step)
+        self.ema.update()
         return metrics
 
     def discriminator_step(self) -> Metrics:
         """One update of the discriminator on real and generated images."""
         parts = []
         for _ in range(self.schedule.accumulate):
-            x, y = self.stream.next()
+            x, y = self.stream.take()
             z, y_fake = self._latents(len(y))
-            with self.precision.autocast():
-                with torch.no_grad():
-                    x_fake = self.generator(z, y_fake).float()
-                real, fake = self._judge(self.augment(x), y, self.augment(x_fake), y_fake)
-            adversarial = self.loss.discriminator(real.logits, fake.logits)
-            penalty = self.regularizer(real.logits, fake.logits, self.step_on_device)
-            class_loss = self.classification.discriminator(real, y)
-            self.precision.backward((adversarial + penalty + class_loss) / self.schedule.accumulate)
-            parts.append(
-                {
-                    "loss/discriminator": adversarial.detach(),
-                    "loss/regularizer": penalty.detach(),
-                    "logit/real": real.logits.detach().mean(),
-                    "logit/fake": fake.logits.detach().mean(),
-                    "accuracy/real": (real.logits.detach() > 0).float().mean(),
-                    "accuracy/fake": (fake.logits.detach() < 0).float().mean(),
-                    **_class_metrics("real", real, y, class_loss),
-                }
-            )
+            loss, part = self.discriminator_loss(x, y, z, y_fake)
+            self.precision.backward(loss / self.schedule.accumulate)
+            parts.append(part)
         gradient_norm = self.precision.step(self.d_optimizer)
         self.loss.constrain(self.discriminator)
-        power_iteration_(self.discriminator)
+        power_iteration_(self.discriminator, together=self.switches.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/discriminator": gradient_norm}
 
     def generator_step(self) -> Metrics:
@@ -131,24 +141,78 @@ class Game:
         with frozen(self.discriminator):
             for _ in range(self.schedule.accumulate):
                 z, y = self._latents(self.schedule.micro_batch)
-                with self.precision.autocast():
-                    fake = self.discriminator(self.augment(self.generator(z, y).float()), y)
-                adversarial = self.loss.generator(fake.logits)
-                class_loss = self.classification.generator(fake, y)
-                self.precision.backward((adversarial + class_loss) / self.schedule.accumulate)
-                parts.append({"loss/generator": adversarial.detach(), **_class_metrics("fake", fake, y, class_loss)})
+                loss, part = self.generator_loss(z, y)
+                self.precision.backward(loss / self.schedule.accumulate)
+                parts.append(part)
         gradient_norm = self.precision.step(self.g_optimizer)
-        power_iteration_(self.generator)
+        power_iteration_(self.generator, together=self.switches.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/generator": gradient_norm}
 
-    def _judge(
-        self, x: Tensor, y: Tensor, x_fake: Tensor, y_fake: Tensor
-    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
-        """Judge real and fake images, in one pass where the discriminator allows it."""
+    def _discriminator_loss(self, x: Tensor, y: Tensor, z: Tensor, y_fake: Tensor) -> tuple[Tensor, Metrics]:
+        """What the discriminator descends on one micro-batch, and what is to be known of it."""
+        with self._normalised(self.discriminator), self.precision.autocast():
+            with torch.no_grad():
+                x_fake = self.generator(z, y_fake).float()
+            x_real = self.augment(x.contiguous(memory_format=self.memory_format))
+            views = self.regularizer.views(x_real)
+            images = [x_real, *views, self.augment(x_fake)]
+            real, *seen, fake = self._judge(images, [y, *(y for _ in views), y_fake])
+        adversarial = self.loss.discriminator(real.logits, fake.logits)
+        penalty = self.regularizer(real.logits, fake.logits, self.step_on_device, *(view.logits for view in seen))
+        class_loss = self.classification.discriminator(real, y)
+        return adversarial + penalty + class_loss, {
+            "loss/discriminator": adversarial.detach(),
+            "loss/regularizer": penalty.detach(),
+            "logit/real": real.logits.detach().mean(),
+            "logit/fake": fake.logits.detach().mean(),
+            "accuracy/real": (real.logits.detach() > 0).float().mean(),
+            "accuracy/fake": (fake.logits.detach() < 0).float().mean(),
+            **_class_metrics("real", real, y, class_loss),
+        }
+
+    def _generator_loss(self, z: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+        """What the generator descends on one micro-batch, and what is to be known of it."""
+        with (
+            self._normalised(self.generator),
+            self._normalised(self.discriminator, trained=False),
+            self.precision.autocast(),
+        ):
+            fake: DiscriminatorOutput = self.discriminator(self.augment(self.generator(z, y).float()), y)
+        adversarial = self.loss.generator(fake.logits)
+        class_loss = self.classification.generator(fake, y)
+        metrics = {"loss/generator": adversarial.detach(), **_class_metrics("fake", fake, y, class_loss)}
+        return adversarial + class_loss, metrics
+
+    def _judge(self, x: list[Tensor], y: list[Tensor]) -> list[DiscriminatorOutput]:
+        """Judge several batches of images, in one pass where the discriminator allows it."""
         if self.discriminator.joint_pass:
-            both: DiscriminatorOutput = self.discriminator(torch.cat([x, x_fake]), torch.cat([y, y_fake]))
-            return both.split(len(x))
-        return self.discriminator(x, y), self.discriminator(x_fake, y_fake)
+            joint: DiscriminatorOutput = self.discriminator(torch.cat(x), torch.cat(y))
+            return joint.split([len(part) for part in x])
+        return [self.discriminator(*pair) for pair in zip(x, y, strict=True)]
+
+    def _normalised(self, network: nn.Module, *, trained: bool = True) -> AbstractContextManager[None]:
+        """While entered, the weights of a network are normalised once and together, if that is switched on."""
+        if self.switches.batched_spectral_norm:
+            return normalised_together(network, trained=trained)
+        return nullcontext()
+
+    def _recorded_play(self) -> Callable[[], Metrics]:
+        if self.switches.graph:
+            return Recording(self.play, tensors=self.tensors, generators=[self.stream.generator], device=self.device)
+        return self.play
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a round changes in place, random generators apart."""
+        networks = (self.generator, self.discriminator, self.ema.generator, self.regularizer)
+        moments = [
+            value
+            for optimizer in (self.g_optimizer, self.d_optimizer)
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        weights = [tensor.detach() for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        return [*weights, *moments, self.step_on_device, self.stream.taken]
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw z (n, Z) from N(0, I) and y (n,) uniformly, on the device."""
@@ -160,12 +224,17 @@ class Game:
         factor = self.schedule.learning_rate_factor(self.step)
         for optimizer, initial in self.initial_rates:
             for group in optimizer.param_groups:
-                group["lr"] = initial * factor
+                if isinstance(group["lr"], Tensor):
+                    # A recorded update reads its rate from the device.
+                    group["lr"].fill_(initial * factor)
+                else:
+                    group["lr"] = initial * factor
 
     def state(self) -> State:
         """All that a bit-exact continuation of the game needs, as tensors and builtins."""
         return {
             "step": self.step,
+            "switches": asdict(self.switches),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "ema": self.ema.generator.state_dict(),
@@ -194,6 +263,8 @@ class Game:
         self.step = state["step"]
         self.step_on_device.fill_(self.step)
         restore_rng(state["rng"], self.device)
+        # The optimisers' moments are other tensors now.
+        self.round = self._recorded_play()
 
 
 def load_network(network: nn.Module, state: State, name: str) -> None:
@@ -220,6 +291,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) ->
     if state["kind"] != kind:
         raise UserError(f"the checkpoint is of another optimizer: the {name} has {state['kind']} there and {kind} here")
     optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, moments in optimizer.state.items():
+        for key, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                # Fused updates want the layout of the weight, which another run may have chosen differently.
+                moments[key] = torch.empty_like(weight).copy_(value)
 
 
 @contextmanager
@@ -234,6 +310,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 def _mean_of(parts: list[Metrics]) -> Metrics:
     """The mean over micro-batches."""
+    if len(parts) == 1:
+        return parts[0]
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 

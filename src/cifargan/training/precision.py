@@ -37,7 +37,8 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
+        # A weight is read once a pass, so a cache of its casts saves nothing; in a recording it would go stale.
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32", cache_enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients."""

@@ -24,6 +24,11 @@ def be_deterministic(enabled: bool) -> None:
     torch.backends.cudnn.benchmark = not enabled
 
 
+def use_tf32(enabled: bool) -> None:
+    """Let float32 convolutions on a GPU round their factors to TF32, or not. Products of matrices never do."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if enabled else "ieee"  # type: ignore[attr-defined]
+
+
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The states of the generators that the training step uses, as uint8 CPU tensors."""
     state = {"cpu": torch.get_rng_state()}

@@ -188,8 +188,8 @@ class Trainer:
         rate = (self.step - step_then) / max(now - then, 1e-9)
         self.watch.look_at_scalars(values, self.step)
         values |= {
-            "learning_rate/generator": self.game.g_optimizer.param_groups[0]["lr"],
-            "learning_rate/discriminator": self.game.d_optimizer.param_groups[0]["lr"],
+            "learning_rate/generator": float(self.game.g_optimizer.param_groups[0]["lr"]),
+            "learning_rate/discriminator": float(self.game.d_optimizer.param_groups[0]["lr"]),
             "speed/steps_per_s": rate,
             "speed/images_per_s": rate * self.schedule.batch_size * self.schedule.d_steps,
             "progress/epoch": float(self.game.stream.epoch),

@@ -1,0 +1,150 @@
+"""What makes a round fast, and which of it suits a device.
+
+Each switch changes how something is computed and nothing of what is computed; each can be set by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import nn
+
+from cifargan.models.resampling import fold_
+
+CompileMode = Literal["off", "default", "max-autotune"]
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What is switched on.
+
+    Args:
+        channels_last: weights and feature maps keep a pixel's channels side by side, as fast convolutions want them.
+        tf32: float32 convolutions on a GPU round their factors to 10 bits of mantissa. Products of matrices do not:
+            spectral norms are among them.
+        fused: one kernel updates all weights, where torch has one.
+        batched_spectral_norm: weights of one shape are normalised together.
+        fold_up: an upsampling and the convolution after it are one transposed convolution.
+        fold_down: a convolution and the pooling after it are one strided convolution.
+        compile: torch.compile of both players' losses, networks included.
+        graph: a whole round is replayed from one CUDA graph.
+    """
+
+    channels_last: bool = False
+    tf32: bool = False
+    fused: bool = False
+    batched_spectral_norm: bool = False
+    fold_up: bool = False
+    fold_down: bool = False
+    compile: CompileMode = "off"
+    graph: bool = False
+
+    def prepare(self, network: nn.Module) -> None:
+        """Give a network the forms and the memory layout that these switches stand for, in place."""
+        fold_(network, up=self.fold_up, down=self.fold_down)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def compiled(self, function: FunctionT) -> FunctionT:
+        """The function, compiled if that is switched on."""
+        if self.compile == "off":
+            return function
+        # Its own CUDA graphs would meet the recording of a round, which does more with less.
+        mode = "max-autotune-no-cudagraphs" if self.compile == "max-autotune" else "default"
+        return cast(FunctionT, torch.compile(function, mode=mode, dynamic=False))
+
+    def names(self) -> list[str]:
+        """What is switched on, in words for a log."""
+        return [
+            f"{key}={value}" if isinstance(value, str) else key
+            for key, value in asdict(self).items()
+            if value not in (False, "off")
+        ]
+
+
+PLAIN = Switches()
+
+
+def remembered(state: Mapping[str, Any]) -> Switches:
+    """The switches that a checkpoint tells of; whatever else it says is passed over."""
+    known: dict[str, Any] = {key: state.get(key) is True for key, off in asdict(PLAIN).items() if off is False}
+    return Switches(**known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The settings under `trainer.` that make a round fast.
+
+    Args:
+        speed: `auto`: what is safe and pays on the device at hand; `plain`: nothing but what is set below.
+        channels_last: true, false, or null: as `speed` says; see `Switches`.
+        tf32: the same.
+        fused: the same.
+        batched_spectral_norm: the same.
+        fold: both forms of folding; where `speed` decides, a short timing does, once a device.
+        compile: `auto`: as `speed` says, which today is off.
+        graph: true, false, or null: as `speed` says.
+    """
+
+    speed: Literal["auto", "plain"] = "auto"
+    channels_last: bool | None = None
+    tf32: bool | None = None
+    fused: bool | None = None
+    batched_spectral_norm: bool | None = None
+    fold: bool | None = None
+    compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
+    graph: bool | None = None
+
+    def switches(
+        self,
+        device: torch.device,
+        *,
+        deterministic: bool,
+        host_sees_gradients: bool,
+        faster_forms: Callable[..., tuple[bool, bool]],
+        before: Switches | None = None,
+    ) -> Switches:
+        """Decide.
+
+        Args:
+            device: where training runs.
+            deterministic: whether runs must be bit-equal; then no timing decides anything.
+            host_sees_gradients: whether an update's size depends on what the host reads, as with fp16's loss scale.
+            faster_forms: times the folded forms; called with `channels_last`, says whether (up, down) pay.
+            before: what a run that goes on had decided; a second timing might end otherwise, and its bits differ.
+        """
+        auto = self.speed == "auto"
+        cuda = device.type == "cuda"
+        known = device.type in ("cuda", "cpu")
+        default = Switches(
+            channels_last=auto and known,
+            tf32=auto and cuda,
+            fused=auto and known,
+            batched_spectral_norm=auto,
+            graph=auto and cuda and not host_sees_gradients,
+        )
+        if auto and before is not None:
+            default = before
+        channels_last = _either(self.channels_last, default.channels_last)
+        if self.fold is not None:
+            fold_up = fold_down = self.fold
+        elif auto and before is None and not deterministic:
+            fold_up, fold_down = faster_forms(channels_last=channels_last)
+        else:
+            fold_up, fold_down = default.fold_up, default.fold_down
+        return Switches(
+            channels_last=channels_last,
+            tf32=_either(self.tf32, default.tf32),
+            fused=_either(self.fused, default.fused),
+            batched_spectral_norm=_either(self.batched_spectral_norm, default.batched_spectral_norm),
+            fold_up=fold_up,
+            fold_down=fold_down,
+            compile="off" if self.compile == "auto" else self.compile,
+            graph=_either(self.graph, default.graph),
+        )
+
+
+def _either(chosen: bool | None, otherwise: bool) -> bool:
+    return otherwise if chosen is None else chosen
