@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifargan.models.spectral import SpectralNorm, power_iteration_, spectral_norm, trained_weight
+from cifargan.models.spectral import (
+    SpectralNorm,
+    normalised_together,
+    power_iteration_,
+    spectral_norm,
+    trained_weight,
+)
 
 LAYERS = ["conv", "transposed conv", "linear", "embedding"]
 
@@ -135,3 +141,66 @@ def test_disabled_leaves_the_layer_alone() -> None:
     assert spectral_norm(layer, enabled=False) is layer
     assert set(layer.state_dict()) == {"weight", "bias"}
     assert trained_weight(layer) is layer.weight
+
+
+def mixed_network() -> nn.ModuleList:
+    """Two layers of one shape, others alone, and one that is not normalised; no vector has settled."""
+    torch.manual_seed(3)
+    layers = [spectral_norm(nn.Conv2d(4, 7, 3)) for _ in range(2)] + [make(name) for name in LAYERS]
+    network = nn.ModuleList([*layers, nn.Linear(2, 2)]).double()
+    for layer in layers:
+        nn.init.normal_(trained_weight(layer))
+    return network
+
+
+def test_weights_normalised_together_are_those_normalised_alone() -> None:
+    network = mixed_network()
+    layers = list(network)[:-1]
+    alone = [cast(Tensor, layer.weight) for layer in layers]
+    upstream = [torch.randn_like(weight) for weight in alone]
+    originals = [trained_weight(layer) for layer in layers]
+    expected = torch.autograd.grad(alone, originals, upstream)
+    with normalised_together(network):
+        together = [cast(Tensor, layer.weight) for layer in layers]
+    torch.testing.assert_close(together, alone, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad(together, originals, upstream), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_together_holds_for_as_long_as_entered_and_no_longer() -> None:
+    network = mixed_network()
+    layer = network[0]
+    with normalised_together(network):
+        first = cast(Tensor, layer.weight)
+        assert layer.weight is first
+    assert layer.weight is not first
+    with pytest.raises(RuntimeError), normalised_together(network):
+        network[2](torch.zeros(1))  # an error inside ends it as well
+    assert all(norm.held is None for norm in network.modules() if isinstance(norm, SpectralNorm))
+
+
+def test_together_without_training_gives_no_gradients() -> None:
+    network = mixed_network()
+    with normalised_together(network, trained=False):
+        assert not any(cast(Tensor, layer.weight).requires_grad for layer in list(network)[:-1])
+        assert torch.is_grad_enabled()
+
+
+def test_vectors_move_together_as_they_move_alone() -> None:
+    network = mixed_network()
+    twin = copy.deepcopy(network)
+    for _ in range(3):
+        power_iteration_(network)
+        power_iteration_(twin, together=False)
+    torch.testing.assert_close(dict(network.state_dict()), dict(twin.state_dict()), rtol=1e-14, atol=1e-14)
+
+
+def test_autocast_lowers_nothing_that_is_normalised_together() -> None:
+    network = mixed_network().float()
+    twin = copy.deepcopy(network)
+    power_iteration_(twin)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        power_iteration_(network)
+        with normalised_together(network):
+            weights = [cast(Tensor, layer.weight) for layer in list(network)[:-1]]
+    torch.testing.assert_close(dict(network.state_dict()), dict(twin.state_dict()), atol=0, rtol=0)
+    torch.testing.assert_close(weights, [cast(Tensor, layer.weight) for layer in list(twin)[:-1]], atol=1e-6, rtol=1e-6)

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.objectives.regularizers import LeCam, NoRegularizer, lecam_penalty
+from cifargan.objectives.regularizers import (
+    Consistency,
+    LeCam,
+    LeCamConsistency,
+    NoRegularizer,
+    consistency_penalty,
+    lecam_penalty,
+)
 
 
 def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -102,3 +109,53 @@ def test_no_regularizer_adds_a_float32_zero() -> None:
 def test_bad_settings_are_the_users_error(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name} of LeCam is {value}"):
         LeCam(**{name: value})  # type: ignore[arg-type]
+
+
+def test_consistency_is_the_mean_squared_difference() -> None:
+    real, view = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, 0.5])
+    assert consistency_penalty(real, view).item() == pytest.approx((1.0 + 9.0) / 3)
+    term = Consistency(weight=10.0)
+    assert term(real, torch.zeros(3), torch.tensor(0), view).item() == pytest.approx(100.0 / 3)
+
+
+def test_consistency_views_are_mirrored_half_the_time_and_moved_within_reach() -> None:
+    torch.manual_seed(0)
+    # One bright pixel, off centre, so that it tells where its image went and whether it was mirrored.
+    x = torch.zeros(4000, 3, 16, 16)
+    x[:, :, 6, 5] = 1.0
+    (view,) = Consistency(reach=3).views(x)
+    assert view.shape == x.shape
+    places = view[:, 0].flatten(1).argmax(1)
+    rows, columns = places // 16, places % 16
+    assert (view.flatten(1).sum(1) == 3.0).all()  # none lost one: the pixel is far enough from the border
+    assert set((rows - 6).tolist()) == set(range(-3, 4))
+    # Mirrored it lies in column 10: the two neighbourhoods 2..8 and 7..13 overlap in 7 and 8.
+    assert set(columns.tolist()) == set(range(2, 14))
+    assert (columns > 8).float().mean().item() == pytest.approx(0.5 * 5 / 7, abs=0.04)
+    assert (columns < 7).float().mean().item() == pytest.approx(0.5 * 5 / 7, abs=0.04)
+
+
+def test_other_terms_ask_for_no_views() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    assert NoRegularizer().views(x) == []
+    assert LeCam().views(x) == []
+
+
+def test_lecam_and_consistency_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    both = LeCamConsistency(weight=0.3, decay=0.5, start=0, consistency_weight=4.0, reach=2)
+    lecam, consistency = LeCam(weight=0.3, decay=0.5, start=0), Consistency(weight=4.0, reach=2)
+    for step in range(3):
+        (real, fake), view = batch(generator), torch.randn(4, generator=generator)
+        total = both(real, fake, torch.tensor(step), view)
+        parts = lecam(real, fake, torch.tensor(step)) + consistency(real, fake, torch.tensor(step), view)
+        assert total.item() == pytest.approx(parts.item())
+        assert consistency(real, fake, torch.tensor(step), view).item() > 0.1
+    assert both.state_dict().keys() == {"lecam.real_anchor", "lecam.fake_anchor"}
+
+
+@pytest.mark.parametrize("bad", [{"weight": -1.0}, {"weight": math.nan}, {"reach": -1}])
+def test_consistency_out_of_range_is_refused_in_one_line(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError) as error:
+        Consistency(**bad)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)

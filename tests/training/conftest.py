@@ -153,6 +153,17 @@ def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.fixture
+def game_of() -> Callable[..., Game]:
+    """A function that builds the game of the shipped configuration with overrides, and no trainer around it."""
+
+    def make(*overrides: str) -> Game:
+        config = composed(*overrides)
+        return build.build_game(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
 def differences() -> Callable[[Any, Any], list[str]]:
     """A function that names every place at which two states are not the same bits."""
 

@@ -192,3 +192,17 @@ def test_what_cannot_be_found_is_told_with_what_there_is(tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"there are 10, 15, best$") as error:
             store.find(which)
         assert "\n" not in str(error.value)
+
+
+def test_format_1_is_migrated(tmp_path: Path) -> None:
+    old = {
+        "format": 1,
+        "step": 7,
+        "config": {"seed": 3},
+        "stream": {"order": torch.arange(4), "images_seen": 6, "generator": torch.zeros(8, dtype=torch.uint8)},
+    }
+    torch.save(old, tmp_path / "old.pt")
+    state = load(tmp_path / "old.pt")
+    assert (state["format"], state["step"], state["switches"]) == (FORMAT, 7, {})
+    assert state["stream"].keys() == {"seed", "images_seen", "generator"}
+    assert (state["stream"]["seed"], state["stream"]["images_seen"]) == (3, 6)

@@ -39,6 +39,23 @@ def test_rmsprop() -> None:
     assert run(rmsprop([parameter], lr=0.01, alpha=0.8, eps=1e-3), parameter) == pytest.approx(w, rel=1e-9)
 
 
+def test_one_kernel_for_all_weights_takes_the_same_steps() -> None:
+    ends = []
+    for fused in (False, True):
+        parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        ends.append(run(adam([parameter], lr=0.01, betas=(0.3, 0.9), eps=1e-3, fused=fused), parameter))
+    assert ends[1] == pytest.approx(ends[0], rel=1e-12)
+    assert ends[0] != 1.0
+
+
+@pytest.mark.parametrize("make", [adam, rmsprop])
+def test_a_recorded_update_reads_its_rate_from_the_device(make: Callable[..., torch.optim.Optimizer]) -> None:
+    (group,) = make([nn.Parameter(torch.zeros(3))], lr=0.25, recorded=True).param_groups
+    assert isinstance(group["lr"], torch.Tensor)
+    assert group["lr"].item() == 0.25
+    assert group["capturable"]
+
+
 @pytest.mark.parametrize(
     ("make", "bad", "message"),
     [

@@ -1,0 +1,188 @@
+"""Which switches are on, who decides, and that none of them changes what is computed."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifargan.models.resampling import PooledConv2d
+from cifargan.training.game import Game
+from cifargan.training.speed import PLAIN, Speed, Switches, remembered
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ON_CPU = Switches(
+    channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True, fold_down=True
+)  # all that a CPU can have, but compilation
+
+
+def decide(device: torch.device = CPU, *, pays: tuple[bool, bool] = (True, False), **settings: Any) -> Switches:
+    facts = {key: settings.pop(key) for key in ("deterministic", "host_sees_gradients", "before") if key in settings}
+    return Speed(**settings).switches(
+        device, **{"deterministic": False, "host_sees_gradients": False, **facts}, faster_forms=lambda **_: pays
+    )
+
+
+def test_plain_means_nothing_and_auto_what_suits_the_device() -> None:
+    assert decide(speed="plain") == decide(CUDA, speed="plain") == PLAIN == Switches()
+    assert decide() == Switches(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True)
+    assert decide(CUDA) == Switches(
+        channels_last=True, tf32=True, fused=True, batched_spectral_norm=True, fold_up=True, graph=True
+    )
+    assert decide(torch.device("mps")) == Switches(batched_spectral_norm=True, fold_up=True)
+
+
+def test_a_loss_scale_that_the_host_reads_rules_out_a_recording() -> None:
+    assert not decide(CUDA, host_sees_gradients=True).graph
+
+
+@pytest.mark.parametrize("name", ["channels_last", "tf32", "fused", "batched_spectral_norm", "graph"])
+def test_every_switch_can_be_turned_by_itself(name: str) -> None:
+    for speed in ("auto", "plain"):
+        for value in (True, False):
+            default = asdict(decide(CUDA, speed=speed))
+            chosen: dict[str, Any] = {name: value}
+            assert asdict(decide(CUDA, speed=speed, **chosen)) == {**default, **chosen}
+
+
+def test_folding_is_timed_unless_told_or_forbidden() -> None:
+    def forms(**settings: Any) -> tuple[bool, bool]:
+        decided = decide(**settings)
+        return decided.fold_up, decided.fold_down
+
+    assert forms() == (True, False)
+    assert forms(fold=True) == (True, True)
+    assert forms(fold=False) == (False, False)
+    assert forms(deterministic=True) == (False, False)
+    assert forms(deterministic=True, fold=True) == (True, True)
+
+
+def test_the_timing_is_told_the_layout() -> None:
+    asked: list[bool] = []
+
+    def faster_forms(*, channels_last: bool) -> tuple[bool, bool]:
+        asked.append(channels_last)
+        return False, False
+
+    for settings in (Speed(), Speed(channels_last=False)):
+        settings.switches(CPU, deterministic=False, host_sees_gradients=False, faster_forms=faster_forms)
+    assert asked == [True, False]
+
+
+def test_compilation_waits_to_be_asked() -> None:
+    assert [decide(compile=mode).compile for mode in ("auto", "off", "default", "max-autotune")] == [
+        "off",
+        "off",
+        "default",
+        "max-autotune",
+    ]
+
+
+def test_a_run_that_goes_on_keeps_what_it_had_decided_but_for_what_is_set_anew() -> None:
+    before = Switches(channels_last=False, fused=True, fold_down=True)
+    assert decide(before=before, pays=(True, True)) == before
+    assert decide(before=before, fused=False, fold=False) == Switches()
+    assert decide(before=before, speed="plain") == PLAIN
+
+
+def test_of_a_checkpoint_only_true_and_false_are_believed() -> None:
+    assert remembered(asdict(ON_CPU)) == ON_CPU
+    assert remembered({"fused": "yes", "graph": 1, "compile": "max-autotune", "other": True}) == PLAIN
+    assert remembered({}) == PLAIN
+
+
+def test_names_for_the_log() -> None:
+    assert PLAIN.names() == []
+    assert Switches(fused=True, fold_up=True, compile="default").names() == ["fused", "fold_up", "compile=default"]
+
+
+def test_networks_are_prepared() -> None:
+    network = nn.Sequential(PooledConv2d(3, 4))
+    Switches(channels_last=True, fold_down=True).prepare(network)
+    (layer,) = network
+    assert isinstance(layer, PooledConv2d)
+    assert layer.folded
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# What a round computes does not depend on them
+
+BIGGAN = [
+    "experiment=biggan_lecam_diffaug",
+    "model.generator.channels=8",
+    "model.generator.latent_dim=9",
+    "model.generator.attention=[8]",
+    "model.discriminator.channels=8",
+    "model.discriminator.attention=[8]",
+    "trainer.d_steps=2",
+    "trainer.accumulate=2",
+    "trainer.ema.start=1",
+    "regularizer=lecam_cr",
+    "regularizer.start=1",
+    "optimizer.generator.eps=1e-2",  # the sign of a gradient of 1e-9 must not decide a step
+    "optimizer.discriminator.eps=1e-2",
+]
+OTHERS = {
+    "cdcgan": ["experiment=cdcgan_cbn", "model.generator.base_channels=8", "model.discriminator.base_channels=8"],
+    "csagan": ["experiment=csagan_wgan", "model.generator.channels=8", "model.discriminator.channels=[8,8]"],
+}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["channels_last=true", "fused=true", "batched_spectral_norm=true", "fold=true", "speed=auto"],
+)
+@pytest.mark.parametrize("recipe", ["biggan", *OTHERS])
+def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., Game], recipe: str, setting: str) -> None:
+    overrides = [*(BIGGAN if recipe == "biggan" else OTHERS[recipe]), "trainer.speed=plain"]
+    games = [game_of(*overrides), game_of(*overrides, f"trainer.{setting}")]
+    assert games[1].switches != PLAIN
+    torch.manual_seed(1)
+    expected = [games[0].iterate() for _ in range(3)]
+    torch.manual_seed(1)
+    actual = [games[1].iterate() for _ in range(3)]
+    for a, b in zip(expected, actual, strict=True):
+        torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
+    for network in ("generator", "discriminator"):
+        a, b = (dict(getattr(game, network).state_dict()) for game in games)
+        torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
+
+
+def test_all_at_once_are_bit_equal_from_run_to_run(
+    game_of: Callable[..., Game], differences: Callable[[Any, Any], list[str]]
+) -> None:
+    overrides = [*BIGGAN, "deterministic=true", "trainer.fold=true"]
+    games: list[Game] = []
+    for _ in range(2):
+        game = game_of(*overrides)
+        assert game.switches == ON_CPU
+        for _ in range(3):
+            game.iterate()
+        games.append(game)
+    assert differences(games[0].state(), games[1].state()) == []
+
+
+@pytest.mark.slow
+def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
+    game_of: Callable[..., Game], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_compile = torch.compile
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    # The tracing is the real one; code is not generated, which would take minutes.
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real_compile(function, backend=count, fullgraph=True))
+    overrides = [*BIGGAN, "trainer.speed=plain", "trainer.batched_spectral_norm=true"]
+    plain = game_of(*overrides)
+    fast = game_of(*overrides, "trainer.compile=default")
+    for _ in range(3):
+        torch.manual_seed(1)
+        expected = plain.iterate()
+        torch.manual_seed(1)
+        torch.testing.assert_close(fast.iterate(), expected, rtol=1e-3, atol=1e-4)
+    assert len(graphs) == 2  # one for each player's loss, whole, and never traced anew
