@@ -122,7 +122,7 @@ class Critic:
 
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
-EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after")
+EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after", "target")
 SPLITS = ("train", "test")
 OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
 SPEED = tuple(Speed.__dataclass_fields__)

@@ -16,6 +16,7 @@ from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.game import load_network
 from cifargan.training.run_directory import RunDirectory
+from cifargan.training.speed import remembered
 
 Weights = Literal["ema", "raw"]
 
@@ -118,6 +119,8 @@ def load_generator(
         config.model.generator, num_classes=len(classes), image_size=int(config.data.image_size)
     )
     load_network(generator, state["ema" if weights == "ema" else "generator"], "generator")
+    # The form that training used: the very same images as in its grids, and as fast.
+    remembered(state["switches"]).prepare(generator)
     target = select_device(device)
     return LoadedGenerator(
         sampler=Sampler(generator.to(target), classes, device=target, batch_norm=batch_norm, batch_size=batch_size),

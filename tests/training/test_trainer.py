@@ -126,6 +126,7 @@ class Scripted(Evaluator):
     batch_size = 2
     warn_after = 100
     stop_after = None
+    target = None
 
     def __init__(
         self, *scores: float, every: int = 1, act: Callable[[], Any] = lambda: None, last: tuple[float, ...] = ()

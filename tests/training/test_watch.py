@@ -139,7 +139,7 @@ def test_the_best_score_is_the_lowest_and_no_number_is_none() -> None:
         False,
     ]
     assert (scores.best, scores.best_step) == (4.0, 2)
-    assert not scores.gave_up
+    assert not scores.over
 
 
 def test_a_score_that_rises_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,9 +159,9 @@ def test_training_gives_up_after_evaluations_without_a_new_best(caplog: pytest.L
     scores = ScoreWatch(warn_after=9, stop_after=2)
     for step, value in enumerate([5.0, 6.0, 4.0, 6.0]):
         scores.look(value, step)
-        assert not scores.gave_up
+        assert not scores.over
     scores.look(5.0, 4)
-    assert scores.gave_up
+    assert scores.over
     (message,) = warnings(caplog)
     assert message == "step 4: no better score than 4 (step 2) for 2 evaluations (evaluator.stop_after): training ends"
 
@@ -189,7 +189,20 @@ def test_a_resumed_run_remembers_its_scores_and_gets_another_chance() -> None:
     resumed.load_state_dict(scores.state_dict())
     assert resumed.state_dict() == scores.state_dict()
     scores.look(8.0, 3)
-    assert scores.gave_up
+    assert scores.over
     resumed.load_state_dict(scores.state_dict())
-    assert not resumed.gave_up
+    assert not resumed.over
     assert (resumed.best, resumed.best_step) == (5.0, 0)
+
+
+def test_a_target_ends_training_when_it_is_reached(caplog: pytest.LogCaptureFixture) -> None:
+    scores = ScoreWatch(warn_after=9, stop_after=None, target=4.0)
+    with caplog.at_level("INFO"):
+        assert scores.look(4.5, step=1)
+        assert not scores.over
+        assert scores.look(4.0, step=2)
+    assert scores.over
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 2: 4 has reached evaluator.target=4.0: training ends"
+    ]
+    assert not ScoreWatch(warn_after=9, stop_after=None).over

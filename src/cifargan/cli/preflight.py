@@ -26,4 +26,5 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
         f"device   {device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+        f"speed    {', '.join(game.switches.names()) or 'the plain loop'}",
     ]

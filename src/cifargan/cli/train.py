@@ -145,6 +145,7 @@ def train(
         seed=config.seed,
         device=device_name(trainer.game.device),
         precision=trainer.game.precision.name,
+        speed=trainer.game.switches.names(),
         first_step=first_step,
         data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
     )

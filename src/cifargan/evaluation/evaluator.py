@@ -35,6 +35,7 @@ class Evaluator(ABC):
         monitor: the key of the score, lower is better, by which the best checkpoint is kept.
         warn_after: evaluations in a row that may get worse before a warning.
         stop_after: evaluations without a new best after which training ends; None: it goes on.
+        target: the score at which training ends; None: none.
         batch_size: images to generate and look at together.
         plan: what is scored and when, in words.
     """
@@ -45,6 +46,7 @@ class Evaluator(ABC):
     batch_size: int
     warn_after: int
     stop_after: int | None
+    target: float | None
 
     @abstractmethod
     def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
@@ -64,6 +66,7 @@ class NoEvaluator(Evaluator):
     batch_size = 100
     warn_after = 2**62
     stop_after = None
+    target = None
 
     def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:  # noqa: ARG002
         """No scores."""
@@ -89,6 +92,7 @@ class FeatureEvaluator(Evaluator):
         batch_size: images that the extractor looks at together; it changes speed and memory alone.
         warn_after: evaluations in a row that may get worse before a warning.
         stop_after: evaluations without a new best after which training ends; null: never.
+        target: the score, lower is better, at which training ends; null: none.
         device: where the features are computed.
 
     Raises:
@@ -108,6 +112,7 @@ class FeatureEvaluator(Evaluator):
         batch_size: int = 100,
         warn_after: int = 3,
         stop_after: int | None = None,
+        target: float | None = None,
         device: torch.device,
     ) -> None:
         least, why = 2, ""
@@ -137,6 +142,7 @@ class FeatureEvaluator(Evaluator):
         self.batch_size = batch_size
         self.warn_after = warn_after
         self.stop_after = stop_after
+        self.target = target
         self.device = device
         self.reference = self._reference(images)
         last = f"{final_samples:,} at the end" if final_samples else "none at the end"

@@ -73,7 +73,9 @@ class Trainer:
 
         self.reals = _spread_out(images.images, 100)
         self.watch = CollapseWatch(real_spread=spread(self.reals))
-        self.scores = ScoreWatch(warn_after=evaluator.warn_after, stop_after=evaluator.stop_after)
+        self.scores = ScoreWatch(
+            warn_after=evaluator.warn_after, stop_after=evaluator.stop_after, target=evaluator.target
+        )
         self.running = RunningMeans([])
         self.started = time.monotonic()
         self.last_log = (self.started, 0)
@@ -100,7 +102,7 @@ class Trainer:
             def stop() -> bool:
                 return interruption.requested is not None
 
-            while self.step < self.schedule.steps and not self.scores.gave_up:
+            while self.step < self.schedule.steps and not self.scores.over:
                 metrics = self.game.iterate()
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
@@ -118,7 +120,7 @@ class Trainer:
                     interruption.requested,
                     f"trained to step {self.step}, checkpoint written; the final scores were not waited for",
                 )
-        return Result(self.step, self.best_step, self.best_score, tuple(records), self.scores.gave_up)
+        return Result(self.step, self.best_step, self.best_score, tuple(records), self.scores.over)
 
     @property
     def best_score(self) -> float | None:
@@ -165,7 +167,7 @@ class Trainer:
         if due(self.evaluator.every):
             best = self._evaluate(stop)
         # A run that gives up ends here, so this is its last checkpoint.
-        if save or best or self.scores.gave_up:
+        if save or best or self.scores.over:
             self.checkpoints.save(self.state(), self.step, best=best)
 
     def _check_finite(self) -> None:

@@ -101,11 +101,13 @@ class ScoreWatch:
     Args:
         warn_after: evaluations in a row that may get worse before it warns.
         stop_after: evaluations without a new best after which it gives up; None: never.
+        target: the score that is good enough; None: none is.
     """
 
-    def __init__(self, *, warn_after: int, stop_after: int | None) -> None:
+    def __init__(self, *, warn_after: int, stop_after: int | None, target: float | None = None) -> None:
         self.warn_after = warn_after
         self.stop_after = stop_after
+        self.target = target
         self.best: float | None = None
         self.best_step: int | None = None
         self.last = math.inf
@@ -115,9 +117,14 @@ class ScoreWatch:
         self.warned_of: list[str] = []
 
     @property
-    def gave_up(self) -> bool:
-        """Whether training should end, as there has been no new best for too long."""
-        return self._too_long(self.since_best)
+    def over(self) -> bool:
+        """Whether training should end: the target is reached, or there has been no new best for too long."""
+        return self.reached or self._too_long(self.since_best)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the best score is as good as the target."""
+        return self.target is not None and self.best is not None and self.best <= self.target
 
     def _too_long(self, since_best: int) -> bool:
         return self.stop_after is not None and since_best >= self.stop_after
@@ -130,6 +137,8 @@ class ScoreWatch:
         self.last = score
         if self.best is None or score < self.best:
             self.best, self.best_step, self.since_best = score, step, 0
+            if self.reached:
+                log.info("step %d: %.4g has reached evaluator.target=%s: training ends", step, score, self.target)
             return True
         self.since_best += 1
         if self.worse == self.warn_after:
@@ -143,7 +152,7 @@ class ScoreWatch:
                 self.best_step,
                 score,
             )
-        if self.gave_up:
+        if self.over:
             log.warning(
                 "step %d: no better score than %.4g (step %s) for %d evaluations (evaluator.stop_after): training ends",
                 step,
