@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a GAN, or go on with a run; every setting can be given as key=value, -m sweeps",
     "sample": "pictures from a trained generator: class sheets, single files, .npz, interpolations",
     "evaluate": "FID, IS, KID, precision, recall, density, coverage of a run or of anyone's images",
+    "bench": "how fast training is here, against plain PyTorch that computes the same",
 }
 
 HELP = f"""cifargan {__version__}: train and judge GANs on CIFAR-10 class images

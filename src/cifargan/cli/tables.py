@@ -10,10 +10,10 @@ def score_table(records: Sequence[Record]) -> str:
     first = records[0].protocol
     lines = [f"{label:10} {text}" for label, text in _about(first)]
     whole = [record for record in records if record.class_name is None]
-    lines += ["", *_aligned(_scores(whole))]
+    lines += ["", *aligned(_scores(whole))]
     classes = [record for record in records if record.class_name is not None]
     if classes:
-        lines += ["", *_aligned(_classes(classes))]
+        lines += ["", *aligned(_classes(classes))]
     return "\n".join(lines)
 
 
@@ -78,6 +78,7 @@ def _reference(record: Record) -> str:
     return f"{record.reference.name} {record.reference.split} ({n})"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines, every column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
