@@ -1,0 +1,1 @@
+"""What a training step costs, measured against plain PyTorch, and proof that both compute the same."""

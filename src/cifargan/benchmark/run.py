@@ -1,0 +1,188 @@
+"""A whole benchmark: the gate, then the contestants, then what they did, as one record."""
+
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from cifargan.benchmark.gate import Check, gate, require
+from cifargan.benchmark.memory import Memory
+from cifargan.benchmark.presets import random_images
+from cifargan.benchmark.profile import Profile, profile
+from cifargan.benchmark.roofline import Roofline, count_flops, measure
+from cifargan.benchmark.timing import Timing, one_thread, take_turns
+from cifargan.benchmark.variants import Contestant, Variant, prepare
+from cifargan.training.rng import be_deterministic
+from cifargan.training.run_directory import device_name, git_state, versions
+
+log = logging.getLogger(__name__)
+
+IMAGES = {"cuda": 50_000, "cpu": 2_000}
+BLOCK_SECONDS = {"cuda": 1.0, "cpu": 0.4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All about one contestant; rates are those of its median round.
+
+    Attributes:
+        name: of the variant.
+        precision: number format of its forward passes.
+        switches: what was switched on; None: the reference.
+        timing: seconds and ratio to the baseline.
+        images_per_second: real images that its discriminator learnt from.
+        flops: floating point operations a second, those of the textbook iteration.
+        roofline_share: of a large matrix product's in the same number format.
+        profile: what an iteration asks of the host.
+        start_seconds: wall time until everything was compiled, recorded and chosen.
+        peak_bytes: most memory held on the device; None without CUDA.
+        replayed: whether iterations came from a CUDA graph in the end; None where none was asked for.
+    """
+
+    name: str
+    precision: str
+    switches: dict[str, Any] | None
+    timing: Timing
+    images_per_second: float
+    flops: float
+    roofline_share: float
+    profile: Profile
+    start_seconds: float
+    peak_bytes: int | None
+    replayed: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `cifargan bench` found, ready for JSON.
+
+    Attributes:
+        preset: the experiment's name.
+        config: the configuration that was measured, resolved.
+        machine: device, processor, versions, commit.
+        checks: the gate.
+        flops_per_iteration: of the textbook iteration.
+        roofline: what the device does at best; None where nothing was timed.
+        results: one for each contestant, the baseline first.
+        left_out: contestants that did not fit into the device's memory.
+        memory: which batch fits; None where it was not asked for.
+    """
+
+    preset: str
+    config: dict[str, Any]
+    machine: dict[str, Any]
+    checks: list[Check]
+    flops_per_iteration: int | None = None
+    roofline: Roofline | None = None
+    results: Sequence[Result] = ()
+    left_out: Sequence[str] = ()
+    memory: Memory | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As dicts, lists and scalars."""
+        return asdict(self)
+
+
+def passed_gate(config: DictConfig) -> list[Check]:
+    """The gate's lines.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    checks = gate(config)
+    require(checks)
+    return checks
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures were measured on, and by which code."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "threads": 1 if device.type == "cpu" else torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def race(
+    variants: Sequence[Variant], config: DictConfig, *, device: torch.device, rounds: int
+) -> tuple[int, Roofline, list[Result], list[str]]:
+    """Time the variants against each other.
+
+    Args:
+        variants: the baseline, a reference, first.
+        config: what all of them train.
+        device: where.
+        rounds: how often each one's turn comes.
+
+    Returns:
+        Floating point operations of an iteration, the roofline, a result for each contestant, and the names of those
+        that did not fit into memory.
+    """
+    images = random_images(IMAGES.get(device.type, 2_000), image_size=config.data.image_size)
+    be_deterministic(False)  # cuDNN looks for the fastest algorithm, for all contestants, as in training
+    contestants: list[Contestant] = []
+    left_out: list[str] = []
+    with one_thread(device):
+        for variant in variants:
+            log.info("warming up: %s", variant.name)
+            try:
+                contestants.append(prepare(variant, config, images=images, device=device))
+            except torch.OutOfMemoryError:
+                if not contestants:
+                    raise
+                left_out.append(variant.name)
+        flops = count_flops(contestants[0].iterate)
+        profiles = [profile(contestant, device) for contestant in contestants]
+        log.info("timing: %d rounds", rounds)
+        block = BLOCK_SECONDS.get(device.type, 0.4)
+        timings = take_turns(contestants, rounds=rounds, block_seconds=block, device=device)
+        roof = measure(device, {variant.precision for variant in variants})
+    real_images = config.trainer.d_steps * config.trainer.batch_size
+    results = []
+    for contestant, timing, asked in zip(contestants, timings, profiles, strict=True):
+        variant, rate = contestant.variant, timing.iterations_per_second
+        results.append(
+            Result(
+                name=variant.name,
+                precision=variant.precision,
+                switches=None if variant.switches is None else asdict(variant.switches),
+                timing=timing,
+                images_per_second=real_images * rate,
+                flops=flops * rate,
+                roofline_share=flops * rate / roof.flops[variant.precision],
+                profile=asked,
+                start_seconds=contestant.start_seconds,
+                peak_bytes=contestant.peak_bytes,
+                replayed=_replayed(contestant),
+            )
+        )
+    return flops, roof, results, left_out
+
+
+def _replayed(contestant: Contestant) -> bool | None:
+    """Whether a game that was to replay its rounds does."""
+    switches = contestant.variant.switches
+    if switches is None or not switches.graph:
+        return None
+    game = contestant.player
+    return game.round.chosen not in (None, game.round.play)
