@@ -25,9 +25,9 @@ from cifargan.training.speed import Switches
 EXACT = 1e-10  # largest absolute difference in float64
 # Adam divides by a gradient's size: the rounding of one that is zero in truth comes out lr / eps times as large.
 UPDATED = 1e-8
-# Largest 1 - cosine of bfloat16's gradient and float32's. A rectifier whose input is near zero turns over when that is
-# rounded; in deep stacks without shortcuts (dcgan64) this alone makes 0.015, in BigGAN under 0.002.
-ALIGNED = 0.02
+ALIGNED = 0.01  # largest 1 - cosine of bfloat16's gradient and float32's
+# Generators of transposed convolutions under batch norm, without shortcuts: 0.009 to 0.016 was seen, at any batch size.
+ALIGNED_OTHERWISE = dict.fromkeys(("dcgan", "cdcgan_cbn", "dcgan64"), 0.02)
 ALL = Switches(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
 WIDTH = 16
 BATCH = 4
@@ -118,11 +118,12 @@ def aligned_checks(config: DictConfig, images: ImageSet) -> list[Check]:
         game = shaken_game(still, images, ALL)
         torch.manual_seed(1)
         found[precision] = record(game, game.iterate, game.ema.generator).values
+    limit = ALIGNED_OTHERWISE.get(config.name, ALIGNED)
     checks = []
     for kind in (kind for kind in found["fp32"] if kind.startswith("gradients")):
         a, b = (torch.cat([value.flatten() for _, value in values[kind]]) for values in found.values())
         cosine = float(torch.cosine_similarity(a, b, dim=0))
-        checks.append(Check(name=f"{kind} in bf16, 1 - cosine", error=1 - cosine, limit=ALIGNED))
+        checks.append(Check(name=f"{kind} in bf16, 1 - cosine", error=1 - cosine, limit=limit))
     return checks
 
 
