@@ -26,6 +26,7 @@ from cifargan.training.game import Game
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
+from cifargan.training.speed import PLAIN, Switches
 from cifargan.training.trainer import Trainer
 
 read_data = build.build_data
@@ -92,6 +93,7 @@ def new_game(images: ImageSet) -> Callable[..., Game]:
         ema: dict[str, Any] | None = None,
         precision: PrecisionName = "fp32",
         device: str = "cpu",
+        switches: Switches = PLAIN,
         **schedule: Any,
     ) -> Game:
         torch.manual_seed(0)
@@ -116,6 +118,7 @@ def new_game(images: ImageSet) -> Callable[..., Game]:
             schedule=plan,
             num_classes=images.num_classes,
             device=target,
+            switches=switches,
         )
 
     return make

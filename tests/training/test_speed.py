@@ -1,5 +1,6 @@
 """Which switches are on, who decides, and that none of them changes what is computed."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -186,3 +187,17 @@ def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
         torch.manual_seed(1)
         torch.testing.assert_close(fast.iterate(), expected, rtol=1e-3, atol=1e-4)
     assert len(graphs) == 2  # one for each player's loss, whole, and never traced anew
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_code_plays_the_same_round(new_game: Callable[..., Game], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing may be added to the first term: a sum that is its own first summand once lost its gradient.
+    monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+    plain = new_game()
+    fast = new_game(switches=Switches(compile="default"))
+    for _ in range(2):
+        torch.manual_seed(1)
+        expected = plain.iterate()
+        torch.manual_seed(1)
+        torch.testing.assert_close(fast.iterate(), expected, rtol=1e-3, atol=1e-4)

@@ -89,8 +89,8 @@ class Game:
         self.switches = switches
         self.memory_format = torch.channels_last if switches.channels_last else torch.contiguous_format
         # The arithmetic is compiled as a whole; drawing, updating and counting are few calls as they stand.
-        self.discriminator_loss = switches.compiled(self._discriminator_loss)
-        self.generator_loss = switches.compiled(self._generator_loss)
+        self.discriminator_terms = switches.compiled(self._discriminator_terms)
+        self.generator_terms = switches.compiled(self._generator_terms)
         self.step = 0  # generator updates done
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
         self.round = self._recorded_play()
@@ -127,9 +127,9 @@ class Game:
         for _ in range(self.schedule.accumulate):
             x, y = self.stream.take()
             z, y_fake = self._latents(len(y))
-            loss, part = self.discriminator_loss(x, y, z, y_fake)
-            self.precision.backward(loss / self.schedule.accumulate)
-            parts.append(part)
+            terms, part = self.discriminator_terms(x, y, z, y_fake)
+            self._descend(terms)
+            parts.append({**_detached(terms), **part})
         gradient_norm = self.precision.step(self.d_optimizer)
         self.loss.constrain(self.discriminator)
         power_iteration_(self.discriminator, together=self.switches.batched_spectral_norm)
@@ -141,15 +141,19 @@ class Game:
         with frozen(self.discriminator):
             for _ in range(self.schedule.accumulate):
                 z, y = self._latents(self.schedule.micro_batch)
-                loss, part = self.generator_loss(z, y)
-                self.precision.backward(loss / self.schedule.accumulate)
-                parts.append(part)
+                terms, part = self.generator_terms(z, y)
+                self._descend(terms)
+                parts.append({**_detached(terms), **part})
         gradient_norm = self.precision.step(self.g_optimizer)
         power_iteration_(self.generator, together=self.switches.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/generator": gradient_norm}
 
-    def _discriminator_loss(self, x: Tensor, y: Tensor, z: Tensor, y_fake: Tensor) -> tuple[Tensor, Metrics]:
-        """What the discriminator descends on one micro-batch, and what is to be known of it."""
+    def _descend(self, terms: Metrics) -> None:
+        """Add the gradient of the sum of all terms, as one micro-batch of several."""
+        self.precision.backward(sum(terms.values(), torch.zeros((), device=self.device)) / self.schedule.accumulate)
+
+    def _discriminator_terms(self, x: Tensor, y: Tensor, z: Tensor, y_fake: Tensor) -> tuple[Metrics, Metrics]:
+        """What the discriminator descends on one micro-batch, term by term, and what else is to be known of it."""
         with self._normalised(self.discriminator), self.precision.autocast():
             with torch.no_grad():
                 x_fake = self.generator(z, y_fake).float()
@@ -159,29 +163,32 @@ class Game:
             real, *seen, fake = self._judge(images, [y, *(y for _ in views), y_fake])
         adversarial = self.loss.discriminator(real.logits, fake.logits)
         penalty = self.regularizer(real.logits, fake.logits, self.step_on_device, *(view.logits for view in seen))
-        class_loss = self.classification.discriminator(real, y)
-        return adversarial + penalty + class_loss, {
-            "loss/discriminator": adversarial.detach(),
-            "loss/regularizer": penalty.detach(),
+        terms = {
+            "loss/discriminator": adversarial,
+            "loss/regularizer": penalty,
+            **_where_judged(real, "loss/class_real", self.classification.discriminator(real, y)),
+        }
+        return terms, {
             "logit/real": real.logits.detach().mean(),
             "logit/fake": fake.logits.detach().mean(),
             "accuracy/real": (real.logits.detach() > 0).float().mean(),
             "accuracy/fake": (fake.logits.detach() < 0).float().mean(),
-            **_class_metrics("real", real, y, class_loss),
+            **_class_accuracy("real", real, y),
         }
 
-    def _generator_loss(self, z: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
-        """What the generator descends on one micro-batch, and what is to be known of it."""
+    def _generator_terms(self, z: Tensor, y: Tensor) -> tuple[Metrics, Metrics]:
+        """What the generator descends on one micro-batch, term by term, and what else is to be known of it."""
         with (
             self._normalised(self.generator),
             self._normalised(self.discriminator, trained=False),
             self.precision.autocast(),
         ):
             fake: DiscriminatorOutput = self.discriminator(self.augment(self.generator(z, y).float()), y)
-        adversarial = self.loss.generator(fake.logits)
-        class_loss = self.classification.generator(fake, y)
-        metrics = {"loss/generator": adversarial.detach(), **_class_metrics("fake", fake, y, class_loss)}
-        return adversarial + class_loss, metrics
+        terms = {
+            "loss/generator": self.loss.generator(fake.logits),
+            **_where_judged(fake, "loss/class_fake", self.classification.generator(fake, y)),
+        }
+        return terms, _class_accuracy("fake", fake, y)
 
     def _judge(self, x: list[Tensor], y: list[Tensor]) -> list[DiscriminatorOutput]:
         """Judge several batches of images, in one pass where the discriminator allows it."""
@@ -315,9 +322,18 @@ def _mean_of(parts: list[Metrics]) -> Metrics:
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
-def _class_metrics(kind: str, output: DiscriminatorOutput, y: Tensor, class_loss: Tensor) -> Metrics:
-    """The class term and the auxiliary head's accuracy, where there is a head."""
+def _detached(terms: Metrics) -> Metrics:
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _where_judged(output: DiscriminatorOutput, name: str, term: Tensor) -> Metrics:
+    """A class term, where there is a head that has an opinion on classes; it is nothing anywhere else."""
+    return {} if output.class_logits is None else {name: term}
+
+
+def _class_accuracy(kind: str, output: DiscriminatorOutput, y: Tensor) -> Metrics:
+    """How often the auxiliary head is right, where there is one."""
     if output.class_logits is None:
         return {}
     hits = output.class_logits.detach().argmax(dim=1) == y
-    return {f"loss/class_{kind}": class_loss.detach(), f"accuracy/class_{kind}": hits.float().mean()}
+    return {f"accuracy/class_{kind}": hits.float().mean()}
