@@ -7,6 +7,7 @@ from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.images import to_float
 from cifargan.latents import random_stream
+from cifargan.parallel import own_part
 
 
 class ImageStream:
@@ -20,7 +21,7 @@ class ImageStream:
 
     Args:
         images: The images.
-        batch_size: B, at least 1; may be larger than the set.
+        batch_size: B, at least 1; may be larger than the set. Of all processes together: each takes its own rows.
         device: Where the images lie and the batches are made.
         seed: Of the order and of the flips.
 
@@ -63,7 +64,7 @@ class ImageStream:
         """Draw a batch.
 
         Returns:
-            (B, 3, H, W) float32 images in [-1, 1], and (B,) int64 labels.
+            (B, 3, H, W) float32 images in [-1, 1], and (B,) int64 labels; of several processes, each gets its share.
         """
         self.advance(1)
         return self.take()
@@ -88,9 +89,10 @@ class ImageStream:
         place = self.taken + torch.arange(self.batch_size, device=self.device)  # (B,), counted since the beginning
         self.taken += self.batch_size
         total = len(self._images)
+        chance = torch.rand(self.batch_size, device=self.device, generator=self.generator)
+        place, chance = own_part(place), own_part(chance)
         index = self._orders[place // total % len(self._orders), place % total]
         images, labels = self._images[index], self._labels[index]
-        chance = torch.rand(self.batch_size, device=self.device, generator=self.generator)
         mirrored = (chance < self._flip_probability)[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
         return to_float(torch.where(mirrored, images.flip(-1), images)), labels
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cifargan.errors import UserError
 from cifargan.models import spectral
+from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
 from cifargan.models.layers import ClassBatchNorm2d, ConditionalBatchNorm2d, initialize_
 from cifargan.models.residual import DiscriminatorBlock, GeneratorBlock, attention_layers, conv
@@ -102,7 +103,7 @@ class BigGANGenerator(Generator):
         )
         sizes = [8 << index for index in range(num_blocks)]
         self.attention = attention_layers(channels, sizes, attention, spectral_norm=spectral_norm)
-        self.norm = nn.BatchNorm2d(channels, eps=batch_norm_eps)
+        self.norm = BatchNorm2d(channels, eps=batch_norm_eps)
         self.conv = conv(channels, 3, 3, spectral_norm=spectral_norm)
         initialize_(self, init)
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cifargan.errors import UserError
 from cifargan.models import spectral
+from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
 from cifargan.models.layers import ClassBatchNorm2d, LabelMap, initialize_
 
@@ -117,7 +118,7 @@ class DCGANGenerator(Generator):
         def norm(channels: int) -> nn.Module:
             if conditional:
                 return ClassBatchNorm2d(channels, num_classes, eps=_BATCH_NORM_EPS)
-            return IgnoreLabels(nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPS) if batch_norm else nn.Identity())
+            return IgnoreLabels(BatchNorm2d(channels, eps=_BATCH_NORM_EPS) if batch_norm else nn.Identity())
 
         self.layers = nn.ModuleList(expand(*pair) for pair in pairwise(widths))
         self.layers.insert(0, expand(latent_dim, widths[0], stride=1, padding=0))
@@ -182,7 +183,7 @@ class DCGANDiscriminator(Discriminator):
             conv = nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=not batch_norm)
             self.body.append(spectral.spectral_norm(conv, enabled=spectral_norm))
             if batch_norm and depth > 0:
-                self.body.append(nn.BatchNorm2d(out_channels, eps=_BATCH_NORM_EPS))
+                self.body.append(BatchNorm2d(out_channels, eps=_BATCH_NORM_EPS))
             self.body.append(nn.LeakyReLU(0.2))
         self.dropout = feature_dropout(dropout)
         self.head = head(in_features=widths[-1] * 4 * 4, num_classes=num_classes, spectral_norm=spectral_norm)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cifargan.errors import UserError
 from cifargan.models import spectral
+from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.models.spectral import power_iteration_, spectral_norm
 
 __all__ = [
@@ -48,7 +49,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, condition_dim: int, *, eps: float, spectral_norm: bool) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
+        self.norm = BatchNorm2d(channels, eps=eps, affine=False)
         self.gain = spectral.spectral_norm(nn.Linear(condition_dim, channels, bias=False), enabled=spectral_norm)
         self.bias = spectral.spectral_norm(nn.Linear(condition_dim, channels, bias=False), enabled=spectral_norm)
 
@@ -70,7 +71,7 @@ class ClassBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, *, eps: float) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
+        self.norm = BatchNorm2d(channels, eps=eps, affine=False)
         self.gain = nn.Parameter(torch.ones(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 

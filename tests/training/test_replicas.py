@@ -1,0 +1,98 @@
+"""Two processes that share a batch, against one that has it to itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from cifargan.benchmark.presets import compose, narrowed, random_images
+from cifargan.benchmark.trace import float64
+from cifargan.build import build_game
+from cifargan.models.batch_norm import BatchNorm2d
+from cifargan.training.speed import Switches
+
+CPU = torch.device("cpu")
+STEPS = 50
+
+
+def in_processes(n: int, work: Callable[..., Any], *args: Any, folder: Path) -> list[Any]:
+    """What `work(*args)` returns in each of n processes that know each other through gloo."""
+    mp.start_processes(enter, (n, work, args, str(folder)), nprocs=n, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
+
+
+def enter(rank: int, n: int, work: Callable[..., Any], args: tuple[Any, ...], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n)
+    try:
+        torch.save(work(*args), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
+
+
+def played(recipe: str, accumulate: int) -> dict[str, Any]:
+    """Fifty rounds in float64, in which rounding cannot grow into anything."""
+    config = narrowed(compose(recipe, "device=cpu", "precision=fp32"), 8)
+    config.data.image_size = 16 if "biggan" in recipe else 32
+    if "biggan" in recipe:
+        config.model.generator.update({"latent_dim": 9, "attention": [8], "class_embedding_dim": 4})
+        config.model.discriminator.attention = [8]
+    config.trainer.update({"batch_size": 8, "accumulate": accumulate, "d_steps": 2 if "biggan" in recipe else 1})
+    config.trainer.ema.update({"decay": 0.9, "start": 2})
+    if "start" in config.regularizer:
+        config.regularizer.start = 2
+    images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few rounds
+    with float64():
+        game = build_game(config, images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
+        metrics = [game.iterate() for _ in range(STEPS)][-1]
+    state = game.state()
+    weights = {key: state[key] for key in ("generator", "discriminator", "ema", "regularizer")}
+    return {"weights": weights, "rng": state["rng"]["cpu"], "stream": state["stream"], "metrics": metrics}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "accumulate"), [("cdcgan_cbn", 1), ("biggan_lecam_diffaug", 2), ("acbiggan", 1)])
+def test_two_processes_train_what_one_trains(
+    tmp_path: Path, differences: Callable[[Any, Any], list[str]], recipe: str, accumulate: int
+) -> None:
+    one = played(recipe, accumulate)
+    pair = in_processes(2, played, recipe, accumulate, folder=tmp_path)
+    for other in pair:
+        torch.testing.assert_close(other["weights"], one["weights"], rtol=0, atol=1e-5)
+        # The state that a checkpoint keeps is no process's own: any number of them can go on from it.
+        assert torch.equal(other["rng"], one["rng"])
+        assert differences(other["stream"], one["stream"]) == []
+    for name, value in one["metrics"].items():
+        mean = torch.stack([other["metrics"][name] for other in pair]).mean()
+        if name.startswith("gradient_norm"):
+            torch.testing.assert_close(pair[0]["metrics"][name], value, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(mean, value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def normalised(x: Tensor, upstream: Tensor) -> list[Tensor]:
+    norm = BatchNorm2d(3).double()
+    rank, n = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rows = len(x) // n
+    own = x[rank * rows : (rank + 1) * rows].clone().requires_grad_()
+    y = norm(own)
+    (y * upstream[rank * rows : (rank + 1) * rows]).sum().backward()
+    assert own.grad is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return [y.detach(), own.grad, norm.running_mean, norm.running_var]
+
+
+def test_batch_norm_sees_the_images_of_all_processes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, upstream = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64)
+    y, gradient, mean, variance = normalised(x, upstream)
+    pair = in_processes(2, normalised, x, upstream, folder=tmp_path)
+    torch.testing.assert_close(torch.cat([own[0] for own in pair]), y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([own[1] for own in pair]), gradient, rtol=0, atol=1e-12)
+    for own in pair:
+        torch.testing.assert_close(own[2:], [mean, variance], rtol=0, atol=1e-12)
