@@ -68,7 +68,10 @@ def faster_forms(
                 precision.name,
                 "channels_last" if channels_last else "contiguous",
             ]
-            + [f"{type(layer).__name__}{tuple(layer.weight.shape)}@{shape}" for layer, shape in places]
+            + [
+                f"{'up' if isinstance(layer, UpsampledConv2d) else 'down'} to {layer.out_channels} from {shape}"
+                for layer, shape in places
+            ]
         )
         known = _read(file)
         if key not in known:
@@ -106,7 +109,9 @@ def _ratio(places: Sequence[_Place], *, channels_last: bool, precision: Precisio
     twins = []
     for layer, shape in places:
         with torch.random.fork_rng(devices=[]):  # a layer is drawn on the CPU
-            twin = type(layer)(layer.in_channels, layer.out_channels)
+            # Not the layer's own class, which a parametrization may have replaced.
+            kind = UpsampledConv2d if isinstance(layer, UpsampledConv2d) else PooledConv2d
+            twin = kind(layer.in_channels, layer.out_channels)
         twin = twin.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         x = torch.ones(shape, device=device).contiguous(memory_format=memory_format).requires_grad_()
         twins.append((twin, x))
