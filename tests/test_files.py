@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from cifargan.errors import UserError
-from cifargan.files import write_atomically, write_json
+from cifargan.files import remove_partial_files, write_atomically, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -94,3 +94,11 @@ def test_json_is_written_to_be_read(tmp_path: Path) -> None:
     text = (tmp_path / "page.json").read_text()
     assert json.loads(text) == {"a": [1, None], "b": "é"}
     assert len(text.splitlines()) > 2
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".file.1.partial", ".file.2.partial", "file", ".hidden", "file.partial"):
+        (tmp_path / name).write_bytes(b"x")
+    remove_partial_files(tmp_path)
+    assert names(tmp_path) == [".hidden", "file", "file.partial"]
+    remove_partial_files(tmp_path / "nowhere")

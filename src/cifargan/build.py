@@ -37,6 +37,7 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
+from cifargan.strangers import refusing
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.ema import WeightAverage
 from cifargan.training.folding import faster_forms
@@ -47,7 +48,7 @@ from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import Speed, Switches, remembered
-from cifargan.training.tracking import Tracker
+from cifargan.training.sturdy import SturdyTracker
 from cifargan.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Critic:
     spectral_norm: bool
 
 
+NO_STATE = "the checkpoint lacks parts of what a run is gone on with: it is damaged, or none of ours; try an older one"
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
 EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after", "target")
@@ -129,7 +131,7 @@ SPEED = tuple(Speed.__dataclass_fields__)
 OPTIMIZER_PARTS = ("generator", "discriminator")
 # A head that has an opinion on classes, and only that, needs a term to learn it by.
 HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
-TRAINER_KEYS = ("ema", *Schedule.__dataclass_fields__, *SPEED)
+TRAINER_KEYS = (*(key for key in Schedule.__dataclass_fields__ if key != "fits_memory"), "ema", *SPEED)
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -283,7 +285,8 @@ def check(config: DictConfig) -> Settings:
     for where, known in (("optimizer", OPTIMIZER_PARTS), ("model", MODEL_PARTS), ("trainer", TRAINER_KEYS)):
         for key in map(str, section(config, where)):
             if key not in known:
-                raise UserError(f"{where}.{key}: no such setting{did_you_mean(key, known)}")
+                hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
+                raise UserError(f"{where}.{key}: no such setting{hint}")
     class_term, head = config.model.classification.name, config.model.discriminator.head.name
     if head not in HEADS_FOR[class_term]:
         raise UserError(
@@ -316,25 +319,29 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     images = build_data(config.data)
     if state is not None:
         # Before the networks, whose shapes other classes change as well.
-        require_classes(state, images.classes)
+        with refusing(NO_STATE):
+            require_classes(state, images.classes)
+            remembered(state["switches"])
     game = build_game(
         config, images=images, device=device, before=None if state is None else remembered(state["switches"])
     )
     if state is not None:
         # Before the tracker opens the run's files.
-        game.load_state(state)
+        with refusing(NO_STATE):
+            game.load_state(state)
     # Late, as its features can take a while, and what else is wrong should be told before. It draws no random numbers.
     evaluator = build_evaluator(config.evaluator, images=images, data=config.data, device=device)
     trainer = Trainer(
         game=game,
         images=images,
         evaluator=evaluator,
-        tracker=Tracker(directory, steps=game.schedule.steps, first_step=game.step),
+        tracker=SturdyTracker(directory, steps=game.schedule.steps, first_step=game.step),
         checkpoints=CheckpointStore(directory.checkpoints, keep=game.schedule.keep),
         config=plain(config),
     )
     if state is not None:
-        trainer.load_state(state)
+        with refusing(NO_STATE):
+            trainer.load_state(state)
     return trainer
 
 
@@ -427,7 +434,11 @@ def build_game(
 
 def build_schedule(config: DictConfig) -> Schedule:
     """How many updates of which size: what stands under `trainer.` beside the average and the speed."""
-    return Schedule(**arguments(Schedule, without(section(config, "trainer"), "ema", *SPEED), "trainer"))
+    node = without(section(config, "trainer"), "ema", *SPEED)
+    fits_memory = node.get("accumulate") == "auto"
+    if fits_memory:
+        node.accumulate = 1
+    return Schedule(**arguments(Schedule, node, "trainer", provided=["fits_memory"]), fits_memory=fits_memory)
 
 
 def build_speed(config: DictConfig) -> Speed:

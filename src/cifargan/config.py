@@ -17,9 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifargan.errors import UserError, did_you_mean
+from cifargan.strangers import readable
 
 Registry = Mapping[str, Callable[..., Any]]
 MISSING_VALUE = "???"  # OmegaConf's mark of a setting that must be given
+REFERENCE = "${"  # what OmegaConf would look up: another setting, or through a resolver the environment
+MAX_DEPTH = 16
+MAX_VALUES = 10_000
+MAX_TEXT = 10_000  # characters of one value
 
 
 def conf_dir() -> Path:
@@ -27,6 +32,48 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     shipped = package / "conf"
     return shipped if shipped.is_dir() else package.parent.parent / "conf"
+
+
+def from_file(content: Any, where: str) -> DictConfig:
+    """A configuration that was read from a file, which a stranger may have written: nothing in it is looked up.
+
+    Args:
+        content: what the file holds.
+        where: the file, for the error message.
+
+    Returns:
+        The same as a node. A run writes its configuration resolved, so none of ours holds a reference.
+
+    Raises:
+        UserError: it is no dict of plain values, refers to something, or is larger than any configuration.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds no configuration: it is damaged, or none of ours")
+    left = MAX_VALUES
+
+    def walk(value: Any, depth: int) -> None:
+        nonlocal left
+        # Counted once for every time it is referred to: lists of lists of one list are small in a file alone.
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH or (isinstance(value, str) and len(value) > MAX_TEXT):
+            raise UserError(f"{where} holds a configuration larger than any of ours: it was not read")
+        if isinstance(value, dict):
+            for key, child in value.items():
+                if not isinstance(key, str):
+                    raise UserError(f"{where} holds a configuration with a key that is no text: {readable(repr(key))}")
+                walk(key, depth)
+                walk(child, depth + 1)
+        elif isinstance(value, list | tuple):
+            for child in value:
+                walk(child, depth + 1)
+        elif isinstance(value, str):
+            if REFERENCE in value:
+                raise UserError(f"{where} holds {readable(value)}, which is not looked up: write the value itself")
+        elif value is not None and not isinstance(value, bool | int | float):
+            raise UserError(f"{where} holds a configuration with {readable(repr(value))}, which is no plain value")
+
+    walk(content, 0)
+    return OmegaConf.create(content)
 
 
 def lookup(registry: Registry, node: DictConfig, where: str) -> Callable[..., Any]:
@@ -78,7 +125,7 @@ def arguments(
     for key in given:
         if key not in settable:
             hint = did_you_mean(key, settable) or f"; there are {', '.join(settable) or 'no settings here'}"
-            raise UserError(f"{prefix}{key}: no such setting{hint}")
+            raise UserError(f"{prefix}{readable(key)}: no such setting{hint}")
 
     for key in settable:
         if parameters[key].default is inspect.Parameter.empty and key not in given:
@@ -92,6 +139,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         raise UserError(f"{where} has no value: set {where}=...")
     choices = _literal_choices(annotation)
     expected = f"one of {', '.join(choices)}" if choices else _spelled(annotation)
+    _refuse_references(value, where)
     try:
         node = OmegaConf.merge(_schema(annotation), {"value": value})
         converted = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
@@ -100,7 +148,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     result = converted["value"]
     if choices and result is not None and result not in choices:
         hint = did_you_mean(str(result), choices) or f"; choose from {', '.join(choices)}"
-        raise UserError(f"{where}={result}: no such choice{hint}")
+        raise UserError(f"{where}={shown(result)}: no such choice{hint}")
     if typing.get_origin(annotation) is tuple and result is not None:
         if len(result) != len(typing.get_args(annotation)):
             raise UserError(f"{where}={shown(result)}: expected {expected}")
@@ -130,6 +178,17 @@ def _entries(node: DictConfig) -> dict[str, Any]:
     return {str(key): MISSING_VALUE if OmegaConf.is_missing(node, key) else node[key] for key in node}
 
 
+def _refuse_references(value: Any, where: str) -> None:
+    """Stop text that would be looked up when it is converted.
+
+    Raises:
+        UserError: there is some in the value.
+    """
+    plain = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+    if REFERENCE in str(plain):
+        raise UserError(f"{where}={readable(str(plain))}: is not looked up here: write the value itself")
+
+
 @cache
 def _schema(annotation: Any) -> DictConfig:
     """A config with one typed value, for OmegaConf to check against."""
@@ -139,7 +198,7 @@ def _schema(annotation: Any) -> DictConfig:
 
 def shown(value: Any) -> str:
     """A value as one would write it in a config."""
-    return "null" if value is None else str(value)
+    return "null" if value is None else readable(str(value))
 
 
 def _spelled(annotation: Any) -> str:

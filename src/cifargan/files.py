@@ -40,6 +40,13 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             partial.unlink()
 
 
+def remove_partial_files(directory: Path) -> None:
+    """Remove what processes that were killed while writing left in a folder. No other may be writing there now."""
+    for partial in directory.glob(".*.partial"):
+        with suppress(OSError):
+            partial.unlink()
+
+
 def _sync_directory(directory: Path) -> None:
     """Make a rename durable, where the system can: not all let a directory be opened, or synced."""
     with suppress(OSError):

@@ -1,24 +1,29 @@
 """Finds the runs that lie on disk and brings their generators back to life."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from omegaconf import OmegaConf
+from torch import nn
 
 from cifargan.build import HEADS, build_discriminator, build_generator, select_device
+from cifargan.config import lookup, section
 from cifargan.errors import UserError, did_you_mean
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.training.checkpoint import CheckpointStore, load
-from cifargan.training.game import load_network
+from cifargan.strangers import readable, refusing
+from cifargan.training.checkpoint import CheckpointStore, State, describe, load
+from cifargan.training.game import load_network, require_fits
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.speed import remembered
 
 Weights = Literal["ema", "raw"]
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def all_runs(root: Path) -> list[RunDirectory]:
@@ -113,24 +118,49 @@ def load_generator(
     directory = find_run(None if run is None else str(run), Path(root))
     path = CheckpointStore(directory.checkpoints).find(checkpoint)
     state = load(path)
-    config = OmegaConf.create(state["config"])
-    classes = tuple(str(name) for name in state["classes"])
-    generator = build_generator(
-        config.model.generator, num_classes=len(classes), image_size=int(config.data.image_size)
+    about = describe(state, path)
+    classes = about.classes
+    part = "ema" if weights == "ema" else "generator"
+    build = partial(
+        build_generator, section(about.config, "model.generator"), num_classes=len(classes), image_size=about.image_size
     )
-    load_network(generator, state["ema" if weights == "ema" else "generator"], "generator")
+    generator = _revive(build, state, part, "generator", path)
     # The form that training used: the very same images as in its grids, and as fast.
-    remembered(state["switches"]).prepare(generator)
+    remembered(_part(state, "switches", path)).prepare(generator)
     target = select_device(device)
     return LoadedGenerator(
         sampler=Sampler(generator.to(target), classes, device=target, batch_norm=batch_norm, batch_size=batch_size),
         classes=classes,
         conditional=generator.num_classes > 0,
         checkpoint=path,
-        step=int(state["step"]),
+        step=about.step,
         weights=weights,
         batch_norm=batch_norm,
     )
+
+
+def _part(state: State, key: str, path: Path) -> dict[str, Any]:
+    part = state.get(key)
+    if not isinstance(part, dict):
+        raise UserError(f"{readable(str(path))} has no {key}: it is damaged, or none of ours")
+    return part
+
+
+def _revive(build: Callable[[], NetworkT], state: State, key: str, name: str, path: Path) -> NetworkT:
+    """A network with its weights from a checkpoint.
+
+    Raises:
+        UserError: they do not go with its configuration, which takes no memory to find out.
+    """
+    weights = _part(state, key, path)
+    with refusing(f"{readable(str(path))}: its {name} cannot be built: it is damaged, or none of ours"):
+        if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+            raise TypeError("weights are tensors")
+        with torch.device("meta"):
+            require_fits(build(), weights, name)
+    network = build()
+    load_network(network, weights, name)
+    return network
 
 
 def load_classifier(run: Path, *, checkpoint: str = "last", device: str = "auto") -> Discriminator | None:
@@ -144,12 +174,13 @@ def load_classifier(run: Path, *, checkpoint: str = "last", device: str = "auto"
     Raises:
         UserError: no such checkpoint or device, or a damaged file.
     """
-    state = load(CheckpointStore(RunDirectory(run).checkpoints).find(checkpoint))
-    config = OmegaConf.create(state["config"])
-    if HEADS[config.model.discriminator.head.name] not in (AuxiliaryHead, EmbeddingHead):
+    path = CheckpointStore(RunDirectory(run).checkpoints).find(checkpoint)
+    state = load(path)
+    about = describe(state, path)
+    node = section(about.config, "model.discriminator")
+    where = "model.discriminator.head"
+    if lookup(HEADS, section(about.config, where), where) not in (AuxiliaryHead, EmbeddingHead):
         return None
-    discriminator = build_discriminator(
-        config.model.discriminator, num_classes=len(state["classes"]), image_size=int(config.data.image_size)
-    )
-    load_network(discriminator, state["discriminator"], "discriminator")
+    build = partial(build_discriminator, node, num_classes=len(about.classes), image_size=about.image_size)
+    discriminator = _revive(build, state, "discriminator", "discriminator", path)
     return discriminator.to(select_device(device)).eval()

@@ -17,6 +17,7 @@ from cifargan.errors import UserError
 from cifargan.training.checkpoint import load
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.run_directory import RunDirectory
 from cifargan.training.tracking import Tracker
 
 Command = Callable[..., CompletedProcess[str]]
@@ -68,8 +69,7 @@ def the_error(ran: CompletedProcess[str], *, alone: bool = True) -> str:
         ("train --cfg jb", "--cfg jb: choose from job, hydra, all"),
         ("train -m seed=1,2 --cfg job", "-m sweeps, --cfg and --info only show"),
         ("train resume=nowhere", "there is no run at nowhere; there is none under outputs either"),
-        ("train resume=latest", "there is no run under outputs: train one first"),
-        ("train resume=latest output_root=out", "there is no run under out: train one first"),
+        ("train resume=latest trainer.stpes=3", "trainer.stpes: no such setting"),
         ("train device=gpu", "device=gpu: no such device; choose from auto, cuda, cuda:N, mps, cpu"),
         ("train data=folder", "data.root has no value: set data.root=..."),
         ("train data=folder data.root=nowhere", "data.root: there is no folder or zip at"),
@@ -135,21 +135,52 @@ def test_sample_refuses_before_it_writes(
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 this is no checkpoint", None])
-def test_a_damaged_checkpoint_leaves_the_run_as_it_is(
-    content: bytes | None, command: Command, run: Path, files: Files
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    content: bytes | None, command: Command, run: Path, files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest = run / "checkpoints" / "step_000000002.pt"
-    newest.write_bytes(newest.read_bytes()[:5000] if content is None else content)
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2] + b"!" + whole[len(whole) // 2 + 1 :] if content is None else content)
     before = files()
-    for arguments in (("train", "resume=latest", "trainer.steps=3"), ("sample",)):
-        message = the_error(command(*arguments))
-        assert "step_000000002.pt is damaged" in message
-        assert "go on from step_000000001.pt" in message
-        assert files() == before
-    # The advice holds.
-    newest.unlink()
-    assert command("train", "resume=latest").returncode == 0
+    ran = command("sample")
+    assert ran.returncode == 0
+    assert f"{newest.relative_to(tmp_path)} is damaged" in caplog.text
+    assert "there is step_000000001.pt beside it" in caplog.text
+    assert all(files()[name] == content for name, content in before.items())
+    assert newest.name in the_error(command("sample", "--checkpoint", "2"))
+    ran = command("train", "resume=latest")
+    assert ran.returncode == 0
+    assert f"{newest} is damaged" in ran.stderr
+    assert f"going on from step 1 of {run}" in ran.stderr
     assert load(newest)["step"] == 2
+    assert newest.with_suffix(".damaged").exists()
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(command: Command, run: Path, files: Files) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    before = files()
+    message = the_error(command("train", "resume=latest", "trainer.steps=3"), alone=False)
+    assert message.startswith(f"every checkpoint of {run} is damaged (step_000000001.pt, step_000000002.pt): put back")
+    assert files() == before
+
+
+def test_where_the_checkpoints_are_gone_nothing_is_begun_anew(command: Command, run: Path, files: Files) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    before = files()
+    message = the_error(command("train", "resume=latest"))
+    assert message.startswith(f"{run} was trained to step 2, but its checkpoints are gone")
+    assert files() == before
+
+
+def test_a_run_that_another_process_trains_is_left_alone(command: Command, run: Path, files: Files) -> None:
+    with RunDirectory(run).lock():
+        before = files()
+        for arguments in (f"resume={run}", "resume=latest"):
+            message = the_error(command("train", arguments, "trainer.steps=3"))
+            assert message == f"{run} is being trained by this very process"
+        assert files() == before
 
 
 @pytest.mark.parametrize(
@@ -166,7 +197,7 @@ def test_a_resumption_that_does_not_fit_leaves_the_run_as_it_is(
     override: str, message: str, command: Command, run: Path, files: Files
 ) -> None:
     before = files()
-    ran = command("train", "resume=latest", "trainer.steps=3", override)
+    ran = command("train", f"resume={run}", "trainer.steps=3", override)
     assert the_error(ran, alone=False).startswith(message)
     assert files() == before
 
@@ -245,7 +276,11 @@ def test_a_full_disk_costs_no_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr("cifargan.training.checkpoint.torch.save", full_from_the_second_on)
         message = the_error(command("train", *quick, "hydra.run.dir=run"), alone=False)
-    assert message.startswith(f"could not write {tmp_path / 'run' / 'checkpoints' / 'step_000000002.pt'}: ")
+    folder = tmp_path / "run" / "checkpoints"
+    assert message.startswith(
+        f"the last checkpoint, of step 2, is lost: could not write {folder / 'step_000000002.pt'}: "
+    )
+    assert message.endswith(f"; the last good checkpoint is {folder / 'step_000000001.pt'}")
     assert "what was there before is untouched" in message
     if kind == "system":
         assert "No space left on device" in message

@@ -92,8 +92,33 @@ def test_resume_looks_below_the_given_root(here: Path) -> None:
     replayed = ["model=dcgan", "output_root=mine", "resume='mine/dcgan/x'", "hydra.run.dir='mine/dcgan/x'"]
     for name in ("latest", "dcgan/x"):
         assert with_resume(["output_root=mine", f"resume={name}"], sweep=False) == replayed
-    with pytest.raises(UserError, match=r"^there is no run under outputs"):
-        with_resume(["resume=latest"], sweep=False)
+
+
+def test_latest_is_the_newest_run_of_the_same_recipe_or_a_new_one(here: Path) -> None:
+    assert with_resume(["resume=latest", "model=dcgan"], sweep=False) == ["model=dcgan"]
+    assert not list(here.iterdir())
+    for number, overrides in enumerate((["model=dcgan", "seed=1"], ["model=biggan"], ["model=dcgan"])):
+        keep(here / "outputs" / str(number), *overrides)
+        (here / "outputs" / str(number) / "provenance.json").write_text(f'{{"sessions": [{{"started": "{number}"}}]}}')
+
+    def found(*given: str) -> str:
+        return with_resume(["resume=latest", *given], sweep=False)[-1]
+
+    assert found() == found("model=dcgan") == found("model=dcgan", "seed=0") == "hydra.run.dir='outputs/2'"
+    assert found("model=biggan", "trainer.steps=9") == "hydra.run.dir='outputs/1'"
+    assert found("model=dcgan", "seed=1") == "hydra.run.dir='outputs/0'"
+    with pytest.raises(
+        UserError, match=r"no run under outputs was started with loss=bce, and the newest is outputs/2:"
+    ):
+        found("loss=bce")
+    assert found("hydra.run.dir=outputs/1") == "hydra.run.dir='outputs/1'"
+    assert with_resume(["resume=latest", "hydra.run.dir=new"], sweep=False) == ["hydra.run.dir=new"]
+
+
+def test_a_start_that_was_killed_at_once_replays_nothing(here: Path) -> None:
+    keep(here / "run", "seed=3")
+    (here / "run" / ".hydra_1").mkdir()
+    assert overrides_of(here / "run") == ["seed=3"]
 
 
 def test_the_last_start_decides_what_is_replayed(here: Path) -> None:

@@ -42,6 +42,7 @@ def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: 
         "loss": "bce, regularizer none, augment diffaugment",
         "scores": "none (evaluator=none)",
         "update": "1 D per G, batch 4, G adam lr 0.0002, D adam lr 0.0002, EMA 0.99",
+        "speed": "channels_last, fused, batched_spectral_norm",
     }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cifargan
-from cifargan.training.checkpoint import load
+from cifargan.training.checkpoint import CheckpointStore, load
 
 Command = Callable[..., CompletedProcess[str]]
 DIGITS = [str(digit) for digit in range(10)]
@@ -171,7 +171,7 @@ def test_interpolation(sample: Callable[..., Path], run: Path) -> None:
     tables = [table for name, table in state["ema"].items() if name.startswith("norms.") and table.shape[:1] == (10,)]
     for i, table in enumerate(tables):
         table += torch.randn(table.shape, generator=torch.Generator().manual_seed(i))
-    torch.save(state, path)
+    CheckpointStore(path.parent).save(state, 2)
 
     out = sample("--interpolate", "3,8", "--batch-norm", "running", source=run)
     assert {path.name for path in out.iterdir()} == {"interpolation_3_to_8.png", "interpolation_3_to_8.gif"}

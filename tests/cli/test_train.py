@@ -15,9 +15,10 @@ import torch
 from omegaconf import OmegaConf
 
 from cifargan.cli.run_log import RunLog
-from cifargan.training.checkpoint import load
+from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.run_directory import RunDirectory
 
 Command = Callable[..., CompletedProcess[str]]
 Files = Callable[[], dict[str, bytes]]
@@ -41,7 +42,7 @@ def test_what_a_run_leaves(command: Command, quick: tuple[str, ...], tmp_path: P
     (events,) = (name for name in names if name.startswith("events.out.tfevents"))
     assert names - {events} == {
         *(".hydra/config.yaml", ".hydra/overrides.yaml", "metrics.jsonl", "provenance.json", "status.json"),
-        *("train.log", "samples/reals.png", "samples/step_000000002.png"),
+        *(".lock", "train.log", "samples/reals.png", "samples/step_000000002.png"),
         *("checkpoints/step_000000001.pt", "checkpoints/step_000000002.pt"),
     }
     assert OmegaConf.load(run / ".hydra" / "overrides.yaml") == [*quick, "model=dcgan", "seed=3"]
@@ -193,9 +194,92 @@ def test_resume_latest_takes_the_newest(command: Command, run: Path, quick: tupl
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(command: Command, run: Path) -> None:
     for path in (run / "checkpoints").iterdir():
         path.unlink()
+    RunDirectory(run).set_status("running", step=0)
     assert command("train", "resume=latest").returncode == 0
     assert steps(run) == [1, 2]
     assert load(run / "checkpoints" / "step_000000002.pt")["step"] == 2
+
+
+def test_a_job_script_says_resume_latest_again_and_again(
+    command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = ("train", "resume=latest", *quick, "model=dcgan", "seed=3")
+    play, stop_at = Game.iterate, 1
+
+    def until(game: Game) -> dict[str, torch.Tensor]:
+        if game.step == stop_at:
+            raise SystemExit(9)
+        return play(game)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Game, "iterate", until)
+        assert command(*script).returncode == 9
+    (run,) = (tmp_path / "outputs" / "dcgan").iterdir()
+    # It ended without a word: that is what a status of a process that is no more looks like.
+    RunDirectory(run).set_status("running", step=0)
+    assert RunDirectory(run).status()["status"] == "interrupted"
+    (run / ".hydra_1").mkdir()  # and another start was killed before it had written anything
+    ran = command(*script)
+    assert ran.returncode == 0
+    assert f"going on from step 1 of {run}, whose process died" in ran.stderr
+    assert steps(run) == [1, 2]
+    ran = command(*script)
+    assert (ran.returncode, ran.stderr.splitlines()) == (
+        0,
+        [f"{run} is finished (step 2): raise trainer.steps to go on"],
+    )
+    assert list((tmp_path / "outputs" / "dcgan").iterdir()) == [run]
+    # Another recipe in the same folder is not taken for this one.
+    ran = command("train", "resume=latest", *quick, "model=dcgan", "seed=4")
+    assert ran.returncode == 2
+    assert (
+        "error: resume=latest: no run under outputs was started with data=digits evaluator=none model=dcgan seed=4"
+        in ran.stderr
+    )
+
+
+def test_resume_latest_knows_a_folder_of_its_own(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
+    script = ("train", "resume=latest", *quick, "hydra.run.dir=here")
+    assert command(*script, "trainer.steps=1").returncode == 0
+    assert command(*script).returncode == 0
+    assert steps(tmp_path / "here") == [1, 2]
+    assert "is finished (step 2)" in command(*script).stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_whose_process_died_after_the_last_checkpoint_is_finished(command: Command, run: Path) -> None:
+    RunDirectory(run).set_status("running", step=0)
+    ran = command("train", "resume=latest")
+    assert ran.returncode == 0
+    assert f"{run} is trained to its last step (2); its final scores: cifargan evaluate {run}" in ran.stderr
+    assert RunDirectory(run).status()["status"] == "finished"
+
+
+def test_a_run_that_ended_early_stays_ended_until_something_is_changed(command: Command, run: Path) -> None:
+    RunDirectory(run).set_status("finished", step=2, stopped_early=True)
+    OmegaConf.save(
+        [*OmegaConf.load(run / ".hydra" / "overrides.yaml"), "trainer.steps=4"], run / ".hydra/overrides.yaml"
+    )
+    path = run / "checkpoints" / "step_000000002.pt"
+    state = load(path)
+    state["config"]["trainer"]["steps"] = 4
+    CheckpointStore(path.parent).save(state, 2)
+    ran = command("train", "resume=latest")
+    assert ran.returncode == 0
+    assert f"{run} has ended early (step 2): change evaluator.stop_after or evaluator.target or" in ran.stderr
+    assert command("train", "resume=latest", "trainer.steps=3").returncode == 0
+    assert steps(run) == [1, 2, 3]
+
+
+def test_a_second_ctrl_c_is_an_interruption_and_no_failure(
+    command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(game: Game) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Game, "iterate", stop)
+    assert command("train", *quick, "hydra.run.dir=run").returncode == 130
+    assert RunDirectory(tmp_path / "run").status()["status"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -100,7 +100,14 @@ def new_game(images: ImageSet) -> Callable[..., Game]:
         target = torch.device(device)
         shape = {"num_classes": images.num_classes, "image_size": images.image_size}
         g, d = generator(**shape).to(target), discriminator(**shape).to(target)
-        numbers = {"steps": 10, "batch_size": 8, "d_steps": 1, "accumulate": 1, "log_every": 2, "sample_every": 5}
+        numbers: dict[str, Any] = {
+            "steps": 10,
+            "batch_size": 8,
+            "d_steps": 1,
+            "accumulate": 1,
+            "log_every": 2,
+            "sample_every": 5,
+        }
         numbers |= {"samples_per_class": 2, "checkpoint_every": 5, "keep": 2, **schedule}
         plan = Schedule(**numbers)
         return Game(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import FORMAT, CheckpointStore, load
+from cifargan.training.checkpoint import FORMAT, SEAL_BYTES, CheckpointStore, DamagedError, load
 
 STATE = {"step": 7, "weights": {"a": torch.arange(6.0), "n": torch.tensor(3)}, "config": {"lr": 1e-3, "on": [1, "x"]}}
 
@@ -112,7 +112,7 @@ def with_flipped_bytes() -> bytes:
 def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_000000007.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path} is damaged or no checkpoint; there is no other") as error:
+    with pytest.raises(DamagedError, match=f"{path} is damaged or no checkpoint; there is no other") as error:
         load(path)
     assert "\n" not in str(error.value)
 
@@ -133,8 +133,72 @@ def test_a_damaged_file_names_the_one_before(tmp_path: Path) -> None:
         store.save(STATE, step)
     last = store.save(STATE, 30)
     last.write_bytes(b"")
-    with pytest.raises(UserError, match=r"step_000000030\.pt is damaged.*; delete it to go on from step_000000020\.pt"):
+    with pytest.raises(DamagedError, match=r"step_000000030\.pt is damaged.*; there is step_000000020\.pt beside it"):
         load(last)
+
+
+def test_every_single_byte_is_covered_by_the_checksum(tmp_path: Path) -> None:
+    """torch alone takes a flipped weight for a weight."""
+    path = CheckpointStore(tmp_path).save(STATE, 7)
+    content, chance = path.read_bytes(), random.Random(0)
+    places = [0, len(content) // 2, len(content) - SEAL_BYTES - 1, len(content) - SEAL_BYTES, len(content) - 1]
+    for place in [*places, *(chance.randrange(len(content)) for _ in range(100))]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedError, match=r"step_000000007\.pt is damaged") as error:
+            load(path)
+        assert "\n" not in str(error.value)
+    for size in (0, 1, len(content) // 2, len(content) - SEAL_BYTES, len(content) - SEAL_BYTES // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(DamagedError, match=r"step_000000007\.pt is damaged"):
+            load(path)
+    path.write_bytes(content)
+    assert load(path)["step"] == 7
+    assert torch.load(path, weights_only=True)["step"] == 7  # anybody's tools read it, too
+
+
+def test_the_newest_whole_one_is_used_and_each_that_is_not_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=9)
+    assert store.newest_whole() is None
+    paths = [store.save({**STATE, "step": step}, step) for step in (10, 20, 30)]
+    flipped = bytearray(paths[1].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    paths[1].write_bytes(flipped)
+    paths[2].write_bytes(b"")
+    found = store.newest_whole()
+    assert found is not None
+    assert (found[0], found[1]["step"]) == (paths[0], 10)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == f"{paths[2]} is damaged or no checkpoint; there is step_000000020.pt beside it"
+    assert second == f"{paths[1]} is damaged: its checksum does not fit its bytes; there is step_000000010.pt beside it"
+    assert store.find("last") == paths[0]
+    assert store.find("30") == paths[2]  # what is asked for by its number is not replaced silently
+    paths[0].write_bytes(b"")
+    assert store.newest_whole() is None
+
+
+def test_what_a_sudden_end_left_behind_is_cleared_up(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=9)
+    paths = [store.save({**STATE, "step": step, "best": {"step": 20}}, step) for step in (10, 20, 30)]
+    (tmp_path / ".step_000000040.pt.99.partial").write_bytes(b"half")
+    paths[2].write_bytes(b"")
+    store.mend(paths[1], load(paths[1]))
+    assert names(tmp_path) == ["best.pt", "step_000000010.pt", "step_000000020.pt", "step_000000030.damaged"]
+    assert load(store.find("best"))["step"] == 20
+    # A best one of another step is left alone.
+    store.mend(paths[0], load(paths[0]))
+    assert load(store.find("best"))["step"] == 20
+
+
+def test_a_damaged_one_ahead_does_not_count_as_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    (tmp_path / "step_000000090.pt").write_bytes(b"")
+    for step in (10, 20, 30):
+        store.save(STATE, step)
+    assert names(tmp_path) == ["step_000000020.pt", "step_000000030.pt", "step_000000090.pt"]
 
 
 def test_torch_files_of_others_are_told_apart(tmp_path: Path) -> None:
@@ -198,7 +262,7 @@ def test_format_1_is_migrated(tmp_path: Path) -> None:
     old = {
         "format": 1,
         "step": 7,
-        "config": {"seed": 3},
+        "config": {"seed": 3, "trainer": {"accumulate": 2}},
         "stream": {"order": torch.arange(4), "images_seen": 6, "generator": torch.zeros(8, dtype=torch.uint8)},
     }
     torch.save(old, tmp_path / "old.pt")
@@ -206,3 +270,21 @@ def test_format_1_is_migrated(tmp_path: Path) -> None:
     assert (state["format"], state["step"], state["switches"]) == (FORMAT, 7, {})
     assert state["stream"].keys() == {"seed", "images_seen", "generator"}
     assert (state["stream"]["seed"], state["stream"]["images_seen"]) == (3, 6)
+    assert (state["rate_scale"], state["accumulate"], state["rollbacks"]) == (1.0, 2, 0)
+
+
+def test_format_2_needs_no_checksum_and_format_3_does(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    torch.save({"format": 2, "step": 7}, path)
+    assert load(path) == {"format": FORMAT, "step": 7, "rate_scale": 1.0, "accumulate": 1, "rollbacks": 0}
+    torch.save({"format": 3, "step": 7}, path)
+    with pytest.raises(DamagedError, match=r"old\.pt is damaged: its end, with the checksum, is missing"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", [0, -1, "3", [3], None, torch.tensor(3)])
+def test_a_format_that_is_none_is_one_line(tmp_path: Path, kind: object) -> None:
+    torch.save({"format": kind}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="has checkpoint format") as error:
+        load(tmp_path / "odd.pt")
+    assert "\n" not in str(error.value)

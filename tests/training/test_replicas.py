@@ -22,7 +22,8 @@ STEPS = 50
 
 def in_processes(n: int, work: Callable[..., Any], *args: Any, folder: Path) -> list[Any]:
     """What `work(*args)` returns in each of n processes that know each other through gloo."""
-    mp.start_processes(enter, (n, work, args, str(folder)), nprocs=n, start_method="fork")
+    arguments = (n, work, args, str(folder))
+    mp.start_processes(enter, arguments, nprocs=n, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
 
 

@@ -71,8 +71,26 @@ def test_the_status_is_replaced_and_names_its_process(directory: RunDirectory) -
     assert [path.name for path in directory.path.iterdir()] == ["status.json"]
 
 
-def test_no_json_reads_as_nothing(directory: RunDirectory) -> None:
+def test_no_json_reads_as_nothing(directory: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     assert directory.read_json("status.json") == {}
+    directory.claim()
+    assert caplog.records == []
+    (directory.path / "status.json").write_text("{")
+    assert directory.read_json("status.json") == directory.status() == {}
+    assert "status.json cannot be read" in caplog.text
+
+
+def test_what_a_run_met_with_stands_under_its_newest_start(directory: RunDirectory) -> None:
+    directory.claim()
+    directory.add_event(what="nothing to write it under")
+    assert not directory.holds_a_run()
+    for seed in (1, 2):
+        directory.add_provenance(seed=seed)
+    directory.add_event(what="rollback", to=40)
+    first, second = json.loads((directory.path / "provenance.json").read_text())["sessions"]
+    assert "events" not in first
+    (event,) = second["events"]
+    assert (event["what"], event["to"]) == ("rollback", 40)
 
 
 def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,22 @@ def test_numbers_that_do_not_fit_together_are_refused(bad: dict[str, int], messa
     assert "\n" not in str(error.value)
 
 
+def test_rollbacks_are_not_negative() -> None:
+    assert Schedule(**GOOD, max_rollbacks=0).max_rollbacks == 0
+    with pytest.raises(UserError, match=r"trainer\.max_rollbacks=-1: must be at least 0"):
+        Schedule(**GOOD, max_rollbacks=-1)
+
+
+def test_a_batch_is_split_down_to_single_images() -> None:
+    schedule: Schedule | None = Schedule(**{**GOOD, "batch_size": 50, "accumulate": 1})
+    sizes = []
+    while schedule is not None:
+        assert schedule.micro_batch * schedule.accumulate == 50
+        sizes.append(schedule.micro_batch)
+        schedule = schedule.split_further()
+    assert sizes == [50, 25, 10, 5, 2, 1]
+
+
 def test_micro_batches_make_up_the_batch() -> None:
     assert Schedule(**GOOD).micro_batch == 4
 

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from cifargan.evaluation.measure import StoppedError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
 from cifargan.sampling import Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, load
+from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
-from cifargan.training.trainer import DivergedError, Trainer
+from cifargan.training.recovery import DivergedError
+from cifargan.training.run_directory import RunDirectory
+from cifargan.training.trainer import Trainer
 from cifargan.training.watch import ScoreWatch
 
 TrainerMaker = Callable[..., Trainer]
@@ -355,7 +360,7 @@ def test_a_diverged_generator_is_never_kept_as_the_best(
     assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
 
 
-def test_a_generator_that_its_last_update_broke_is_told_by_its_samples(
+def test_a_generator_that_its_last_update_broke_is_told_by_its_weights(
     new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.sample_every=2", "trainer.ema.decay=0")
@@ -369,7 +374,7 @@ def test_a_generator_that_its_last_update_broke_is_told_by_its_samples(
         return metrics
 
     monkeypatch.setattr(trainer.game, "iterate", broken)
-    with pytest.raises(DivergedError, match=r"^step 2: the generator's images are not finite"):
+    with pytest.raises(DivergedError, match=r"^weights/average is not finite at step 2: "):
         trainer.fit()
     assert trainer.checkpoints.steps() == []
 
@@ -561,16 +566,254 @@ def test_what_is_shown_and_scored_are_the_averaged_weights(new_trainer: TrainerM
     assert any(parameter.any() for parameter in trainer.game.generator.parameters())
 
 
-def test_a_failed_write_ends_the_run_with_one_line(new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_and_costs_nothing(
+    new_trainer: TrainerMaker,
+    differences: Differences,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    new_trainer("quiet", *SIMPLE, "trainer.checkpoint_every=2", "trainer.log_every=1").fit()
+    trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=2", "trainer.log_every=1")
+    sync = os.fsync
+    during(trainer, monkeypatch, 4, lambda: monkeypatch.setattr(os, "fsync", full))
+    during(trainer, monkeypatch, 5, lambda: trainer.checkpoints.find("last").stat().st_size)
+    during(trainer, monkeypatch, 6, lambda: monkeypatch.setattr(os, "fsync", sync))
+    assert trainer.fit().step == 8
+    warnings = [record.getMessage() for record in caplog.records if "checkpoint" in record.getMessage()]
+    assert [line.split(":")[0] for line in warnings] == ["step 4", "step 5"]
+    assert "step_000000004.pt: No space left on device; what was there before is untouched" in warnings[0]
+    assert all("the last good checkpoint is" in line and "step_000000002.pt" in line for line in warnings)
+    assert differences(last_state(tmp_path / "quiet"), last_state(tmp_path / "run")) == []
+    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000006.pt", "step_000000008.pt"]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_names_the_last_good_one(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=2")
-    during(trainer, monkeypatch, 4, lambda: monkeypatch.setattr(os, "fsync", fail))
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match=r"could not write .*step_000000004\.pt: No space left on device"):
+    during(trainer, monkeypatch, 8, lambda: monkeypatch.setattr(os, "fsync", full))
+    with pytest.raises(
+        UserError, match=r"the last checkpoint, of step 8, is lost: could not write .*No space"
+    ) as error:
         trainer.fit()
-    assert load(trainer.checkpoints.find("last"))["step"] == 2
+    assert "the last good checkpoint is " in str(error.value)
+    assert str(error.value).endswith("step_000000006.pt")
+    assert "\n" not in str(error.value)
+    assert load(trainer.checkpoints.find("last"))["step"] == 6
+
+
+def test_a_folder_that_was_taken_away_is_made_again(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=4", "trainer.log_every=1")
+    run = RunDirectory(tmp_path / "run")
+    run.add_provenance(seed=0)
+    during(trainer, monkeypatch, 6, lambda: shutil.rmtree(tmp_path / "run"))
+    assert trainer.fit().step == 8
+    assert run.holds_a_run()
+    assert load(trainer.checkpoints.find("last"))["step"] == 8
+    assert [line["step"] for line in scalars(tmp_path / "run")] == [6, 7, 8]
+    assert "had been taken away: it is made again" in caplog.text
+
+
+# Going back
+
+
+def test_a_weight_that_is_no_number_is_seen_at_the_next_log_point(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update of a window breaks what no term shows yet."""
+    for name, network in (("generator", "game.generator"), ("discriminator", "game.discriminator")):
+        trainer = new_trainer(name, *SIMPLE, "trainer.log_every=3", "trainer.ema.decay=0.9")
+        weight = next(getattr(trainer.game, network.split(".")[1]).parameters())
+        update = trainer.game.ema.update
+
+        def broken(trainer: Trainer = trainer, weight: Tensor = weight, update: Callable[[], None] = update) -> None:
+            if trainer.step == 5:
+                with torch.no_grad():
+                    weight[(0,) * weight.dim()] = torch.inf
+            update()
+
+        monkeypatch.setattr(trainer.game.ema, "update", broken)
+        with pytest.raises(DivergedError, match=rf"^weights/{name} is not finite at step 6: the run has diverged; no "):
+            trainer.fit()
+        assert trainer.checkpoints.steps() == []
+
+
+ROLLBACK = ("trainer.checkpoint_every=2", "trainer.log_every=1", "trainer.on_divergence=rollback")
+
+
+def test_a_run_that_diverges_goes_back_with_lower_rates_and_new_noise(
+    new_trainer: TrainerMaker,
+    differences: Differences,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, *ROLLBACK)
+    trainer.tracker.directory.add_provenance(seed=0)
+    poison(trainer, monkeypatch, 6)  # its fifth step draws it, and again the sixth after the first rollback
+    during(trainer, monkeypatch, 5, lambda: None)
+    assert trainer.fit().step == 8
+    lines = scalars(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 9))  # none twice
+    rates = [line["learning_rate/generator"] for line in lines]
+    assert rates == pytest.approx([2e-4] * 4 + [1e-4] * 4)
+    assert "is not finite since step 6: back to step 4 with new noise and learning rates x 0.5" in caplog.text
+    (session,) = trainer.tracker.directory.read_json("provenance.json")["sessions"]
+    (event,) = session["events"]
+    assert (event["what"], event["step"], event["to"], event["rate_scale"]) == ("rollback", 6, 4, 0.5)
+    assert trainer.recovered() == {"rollbacks": 1, "rate_scale": 0.5}
+    state = last_state(tmp_path / "run")
+    assert (state["rollbacks"], state["rate_scale"]) == (1, 0.5)
+    for part in ("generator", "discriminator", "ema"):
+        assert all(value.isfinite().all() for value in state[part].values())
+    # A resumed run keeps the lowered rates, and goes on in the same bits.
+    longer = new_trainer("run", *SIMPLE, *ROLLBACK, "trainer.steps=10", resume=True)
+    longer.fit()
+    assert (longer.rollbacks, scalars(tmp_path / "run")[-1]["learning_rate/generator"]) == (1, pytest.approx(1e-4))
+
+    # The noise is another: the first update after the rollback is not the one that was made before.
+    straight = new_trainer("straight", *SIMPLE, *ROLLBACK, "optimizer.generator.lr=2e-4")
+    straight.fit()
+    assert scalars(tmp_path / "straight")[4]["loss/discriminator"] != lines[4]["loss/discriminator"]
+    assert scalars(tmp_path / "straight")[3] == lines[3]
+
+
+def test_a_rollback_that_was_just_made_survives_a_kill(
+    new_trainer: TrainerMaker, differences: Differences, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("straight", "killed"):
+        trainer = new_trainer(name, *SIMPLE, *ROLLBACK)
+        poison(trainer, monkeypatch, 6)
+        if name == "killed":
+            roll_back = trainer._roll_back
+
+            def die(error: DivergedError, roll_back: Callable[[DivergedError], None] = roll_back) -> None:
+                roll_back(error)
+                raise SystemExit(9)
+
+            monkeypatch.setattr(trainer, "_roll_back", die)
+            with pytest.raises(SystemExit):
+                trainer.fit()
+            assert last_state(tmp_path / name)["step"] == 4
+            trainer = new_trainer(name, *SIMPLE, *ROLLBACK, resume=True)
+        trainer.fit()
+    assert differences(last_state(tmp_path / "straight"), last_state(tmp_path / "killed")) == []
+    assert scalars(tmp_path / "straight") == scalars(tmp_path / "killed")
+
+
+def test_a_run_that_always_diverges_stops_after_so_many_rollbacks(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer("run", *SIMPLE, *ROLLBACK, "trainer.max_rollbacks=2")
+    take = trainer.game.stream.take
+    monkeypatch.setattr(trainer.game.stream, "take", lambda: (take()[0] * torch.nan, take()[1]))
+    with pytest.raises(
+        DivergedError, match=r"^2 rollbacks have not helped \(trainer.max_rollbacks\): loss/disc"
+    ) as error:
+        trainer.fit()
+    assert "\n" not in str(error.value)
+    state = load(trainer.checkpoints.find("last"))
+    assert (state["step"], state["rollbacks"], state["rate_scale"]) == (0, 2, 0.25)
+
+
+# Memory
+
+AUTO = ("trainer.accumulate=auto", "trainer.checkpoint_every=2", "trainer.log_every=1")
+TOUGH = [override for override in EVERYTHING if "regularizer.start" not in override]
+
+
+def out_of_memory(game: Game, monkeypatch: pytest.MonkeyPatch, place: str, step: int) -> None:
+    """Let memory run out once, deep in one update, when half of it has been computed."""
+    owner, name = {
+        "discriminator": (game.regularizer, "forward"),
+        "generator": (game.loss, "generator"),
+        "optimizer": (game.g_optimizer, "step"),
+    }[place]
+    original, fired = getattr(owner, name), False
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal fired
+        result = original(*arguments, **named)  # after it has moved its averages, or the weights
+        if game.step == step - 1 and not fired:
+            fired = True
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
+        return result
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize("place", ["discriminator", "generator", "optimizer"])
+def test_out_of_memory_leaves_no_half_done_update(
+    new_trainer: TrainerMaker,
+    differences: Differences,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+) -> None:
+    """Bit for bit what comes of splitting the batch by hand before that very update."""
+    failing = new_trainer("failing", *TOUGH, *AUTO)
+    failing.tracker.directory.add_provenance(seed=0)
+    out_of_memory(failing.game, monkeypatch, place, 4)
+    assert failing.fit().step == 8
+    assert failing.game.schedule.accumulate == failing.schedule.accumulate == 2
+    assert failing.recovered() == {"accumulate": 2}
+    assert "the batch of 10 is taken in 2 parts of 5" in caplog.text
+    (session,) = failing.tracker.directory.read_json("provenance.json")["sessions"]
+    assert [event["accumulate"] for event in session["events"]] == [2]
+
+    byhand = new_trainer("byhand", *TOUGH, *AUTO)
+    game = byhand.game
+    step = {"discriminator": "discriminator_step", "generator": "generator_step", "optimizer": "discriminator_step"}
+    update, at = getattr(game, step[place]), 3 if place == "optimizer" else 4  # the last checkpoint is of step 2
+
+    def split() -> dict[str, Tensor]:
+        if game.step == at - 1:
+            game.set_schedule(replace(game.schedule, accumulate=2))
+        result: dict[str, Tensor] = update()
+        return result
+
+    monkeypatch.setattr(game, step[place], split)
+    byhand.fit()
+    assert differences(last_state(tmp_path / "byhand"), last_state(tmp_path / "failing")) == []
+    assert scalars(tmp_path / "byhand") == scalars(tmp_path / "failing")
+
+    again = new_trainer("failing", *TOUGH, *AUTO, "trainer.steps=9", resume=True)
+    assert again.schedule.micro_batch == again.game.stream.batch_size == 5
+    again.fit()
+
+
+def test_out_of_memory_with_single_images_or_a_fixed_number_of_parts_is_an_error(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, parts in (("fixed", "1"), ("auto", "auto")):
+        trainer = new_trainer(name, *SIMPLE, f"trainer.accumulate={parts}")
+
+        def never_enough(*_: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(trainer.game.loss, "discriminator", never_enough)
+        with pytest.raises(MemoryError):
+            trainer.fit()
+        assert trainer.game.schedule.accumulate == (1 if name == "fixed" else 10)
+
+
+def test_a_grid_that_does_not_fit_costs_itself(
+    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Sampler, "sample", no_memory)
+    assert new_trainer("run", *SIMPLE, "trainer.sample_every=4").fit().step == 8
+    assert "step 4: no sample grid (out of memory); training goes on" in caplog.text
 
 
 # States of others

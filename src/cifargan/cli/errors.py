@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifargan.config import conf_dir
 from cifargan.errors import UserError, did_you_mean
+from cifargan.strangers import readable
+from cifargan.training.exhaustion import is_out_of_memory
 
 USER = 2
 BUG = 1
@@ -28,7 +30,9 @@ def report(error: BaseException, *, traceback: bool = False) -> int:
     message = explain(error)
     if traceback or message is None:
         tracebacks.print_exception(error)
-    print(f"error: {message or f'this is a bug in cifargan: {error!r}'}", file=sys.stderr)
+    text = message or f"this is a bug in cifargan: {error!r}"
+    # A message may quote what a stranger wrote, and control characters would act on the terminal.
+    print("error: " + "\n".join(readable(line, limit=4000) for line in text.split("\n")), file=sys.stderr)
     return exit_code(error)
 
 
@@ -52,10 +56,10 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_composition(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
-            "out of memory: lower trainer.batch_size, or raise trainer.accumulate (the same batch in smaller parts), "
-            "or choose precision=bf16; `cifargan sample` takes a lower --batch-size"
+            "out of memory: lower trainer.batch_size, or raise trainer.accumulate (the same batch in smaller parts; "
+            "auto finds the number), or choose precision=bf16; `cifargan sample` takes a lower --batch-size"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" at {error.filename}" if error.filename else ""
@@ -63,15 +67,6 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_PLACE:
         return f"cannot use {error.filename} ({error.strerror}): choose another output_root or --out"
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the host had no memory left; torch has no exception for the host."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 def _explain_composition(error: Exception) -> str:

@@ -15,6 +15,7 @@ from cifargan.build import SPLITS, build_data, select_device, splits_of
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table
+from cifargan.config import section
 from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
@@ -27,7 +28,7 @@ from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
 from cifargan.images import labelled_sheet, save_png
 from cifargan.runs import LoadedGenerator, find_run, load_classifier
-from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.training.checkpoint import CheckpointStore, describe, load
 
 log = logging.getLogger(__name__)
 
@@ -187,9 +188,10 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
     """A generator of ours, against the splits of the data that it was trained on."""
     directory = find_run(options.run, Path(options.root))
     generator = load_chosen(directory, options)
-    config = OmegaConf.create(load(CheckpointStore(directory.checkpoints).find(options.checkpoint))["config"])
-    extractor = extractor_for(options, config.evaluator, device)
-    data = with_settings(config.data, root=options.data_root)
+    checkpoint = CheckpointStore(directory.checkpoints).find(options.checkpoint)
+    config = describe(load(checkpoint), checkpoint).config
+    extractor = extractor_for(options, section(config, "evaluator"), device)
+    data = with_settings(section(config, "data"), root=options.data_root)
     look = partial(reference_of, extractor=extractor, device=device, batch_size=options.batch_size)
     images = build_data(data)
     if options.reference in (None, "both", *SPLITS):

@@ -17,6 +17,7 @@ from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
 from cifargan.runs import LoadedGenerator, find_run
+from cifargan.strangers import readable, refusing
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +169,14 @@ def training_gif(samples: Path, out: Path) -> None:
     files = sorted(samples.glob("step_*.png"))
     if not files:
         raise UserError(f"{samples} has no grids: the run has not reached trainer.sample_every yet")
-    frames = []
+    frames: list[Tensor] = []
     for file in files:
-        with Image.open(file) as image:
+        with (
+            refusing(f"{readable(str(file))} is damaged or no grid of ours: move it away"),
+            Image.open(file, formats=["PNG"]) as image,
+        ):
+            if frames and image.size != (frames[0].shape[2], frames[0].shape[1]):
+                raise ValueError("grids have one size")
             frames.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
     save_gif(frames, out / "training.gif", milliseconds=250)
     print(out / "training.gif")

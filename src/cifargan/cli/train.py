@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,10 +20,13 @@ from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flag
 from cifargan.cli.preflight import preflight
 from cifargan.cli.run_log import RunLog
 from cifargan.config import conf_dir
-from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.errors import UserError
+from cifargan.files import write_atomically
+from cifargan.training.checkpoint import CheckpointStore, State, describe
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.recovery import DivergedError
 from cifargan.training.run_directory import RunDirectory, Status, device_name
-from cifargan.training.trainer import DivergedError, Result
+from cifargan.training.trainer import Result
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,9 @@ groups of settings are chosen by name:
   optimizer=   adam rmsprop            trainer=    default
 
   seed=1  device=cpu  precision=bf16  deterministic=true  trainer.steps=50000  trainer.batch_size=64
-  resume=RUN   go on exactly where a run stopped; resume=latest takes the newest
+  resume=RUN   go on exactly where a run stopped
+  resume=latest  the same with the newest run, or start one where there is none yet:
+               what a job script can say again and again
   debug=fast   two steps of everything, on digits
   -m           a run for each combination of comma-separated values
   --cfg job    show the composed configuration and stop
@@ -93,11 +99,12 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
     directory = RunDirectory(Path(context.runtime.output_dir))
     overrides = [override for override in context.overrides.task if key_of(override) != "resume"]
     with RunLog(directory.path / "train.log") as run_log:
+        # A line that a full disk does not take is on the terminal all the same.
+        run_log.file.handleError = _pass_over  # type: ignore[method-assign]
         try:
             resolved = OmegaConf.create(plain(config))
-            if check(resolved).resume is None:
-                directory.claim()
-            result = train(resolved, directory, overrides, command, run_log)
+            check(resolved)
+            result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)
         except Exception as error:
             if sweep and isinstance(error, InterruptedRunError):
@@ -114,6 +121,10 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
             remove_if_empty(directory.path, Path(OmegaConf.select(config, "output_root") or "outputs"))
 
 
+def _pass_over(record: logging.LogRecord) -> None:
+    """What to do about a line that could not be written to the log file."""
+
+
 def remove_if_empty(directory: Path, root: Path) -> None:
     """Leave no empty folder behind a typo: neither the run's own nor those between it and `root`."""
     for path in (directory, *directory.parents):
@@ -122,23 +133,53 @@ def remove_if_empty(directory: Path, root: Path) -> None:
                 path.rmdir()
 
 
-def train(
+def claim_and_train(
     config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str], run_log: RunLog
 ) -> Result:
-    """Start or go on with the run in `directory`, and record how it ends."""
+    """Train as the only process on this run directory, which a new run first has to claim."""
+    new = config.resume is None
+    if new:
+        directory.claim()
+    # Whether a process had died here cannot be told any more by whoever holds the lock himself.
+    before = directory.status()
+    with directory.lock() as lock:
+        try:
+            if new:
+                # Once more: another process may have begun a run here before this one had the lock.
+                directory.claim()
+            return train(config, directory, overrides, command, run_log, before)
+        finally:
+            if not directory.holds_a_run():
+                lock.forget()
+
+
+def train(
+    config: DictConfig,
+    directory: RunDirectory,
+    overrides: list[str],
+    command: list[str],
+    run_log: RunLog,
+    before: dict[str, Any],
+) -> Result:
+    """Start or go on with the run in `directory`, whose status was `before`, and record how it ends."""
+    found = newest_checkpoint(directory, before) if config.resume is not None else None
     state = None
-    if config.resume is not None and CheckpointStore(directory.checkpoints).steps():
-        state = load(CheckpointStore(directory.checkpoints).find("last"))
-        if state["step"] >= config.trainer.steps:
-            log.info("%s is finished (step %d): raise trainer.steps to go on", directory.path, state["step"])
+    if found is not None:
+        state = found[1]
+        if message := over(state, config, directory, before):
+            log.info("%s %s", directory.path, message)
             return Result(state["step"], state["best"]["step"], state["best"]["score"])
     first_step = 0 if state is None else int(state["step"])
     trainer = build_trainer(config, directory, state=state)
     # Everything fits: from here on the folder holds a run, and this start belongs to it.
     run_log.begin()
+    directory.remove_partial_files()
+    if found is not None:
+        trainer.checkpoints.mend(*found)
     save_config(config, directory, overrides)
     if state is not None:
-        log.info("going on from step %d of %s", first_step, directory.path)
+        died = ", whose process died" if before.get("died") else ""
+        log.info("going on from step %d of %s%s", first_step, directory.path, died)
     images = trainer.images
     directory.add_provenance(
         command=command,
@@ -154,7 +195,7 @@ def train(
     for line in preflight(config, trainer, directory):
         log.info(line)
     status: Status = "failed"
-    details: dict[str, bool] = {}
+    details: dict[str, Any] = {}
     try:
         result = trainer.fit()
         status = "finished"
@@ -164,13 +205,60 @@ def train(
         done = trainer.step == trainer.schedule.steps
         advice = f"go on with: cifargan {'evaluate ' if done else 'train resume='}{directory.path}"
         raise InterruptedRunError(error.signal, f"{error}; {advice}") from error
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     except DivergedError:
         status = "diverged"
         raise
     finally:
-        directory.set_status(status, step=trainer.step, **details)
+        try:
+            directory.set_status(status, step=trainer.step, **trainer.recovered(), **details)
+        except UserError as error:
+            # It must not hide why the run ended; without it the run counts as interrupted, which it was.
+            log.warning("%s", error)
     log.info("finished: %s", directory.path)
     return result
+
+
+def newest_checkpoint(directory: RunDirectory, before: dict[str, Any]) -> tuple[Path, State] | None:
+    """The checkpoint to go on from and its state; None for a run that has not written any yet.
+
+    Raises:
+        UserError: there were some once, so that a new start would throw away what had been trained.
+    """
+    store = CheckpointStore(directory.checkpoints)
+    if found := store.newest_whole():
+        describe(found[1], found[0])
+        return found
+    if damaged := store.steps():
+        names = ", ".join(path.name for path in damaged)
+        raise UserError(
+            f"every checkpoint of {directory.path} is damaged ({names}): put back a copy, or start a new run"
+        )
+    if before.get("status") in ("finished", "interrupted") and not before.get("died"):
+        raise UserError(
+            f"{directory.path} was trained to step {before.get('step')}, but its checkpoints are gone: put them back, "
+            "or start a new run"
+        )
+    return None
+
+
+def over(state: State, config: DictConfig, directory: RunDirectory, before: dict[str, Any]) -> str | None:
+    """What to say of a run that has nothing left to do; None for one that goes on."""
+    step = int(state["step"])
+    if step >= config.trainer.steps:
+        if before.get("status") == "finished":
+            return f"is finished (step {step}): raise trainer.steps to go on"
+        # Its process ended after the last checkpoint and before it could say so.
+        directory.set_status("finished", step=step)
+        return f"is trained to its last step ({step}); its final scores: cifargan evaluate {directory.path}"
+    then = describe(state, directory.checkpoints).config
+    decides = ("evaluator.stop_after", "evaluator.target", "trainer.steps")
+    same = all(OmegaConf.select(then, key) == OmegaConf.select(config, key) for key in decides)
+    if same and before.get("stopped_early") and before.get("step") == step:
+        return f"has ended early (step {step}): change {' or '.join(decides)} to go on"
+    return None
 
 
 def save_config(config: DictConfig, directory: RunDirectory, overrides: list[str]) -> None:
@@ -178,8 +266,9 @@ def save_config(config: DictConfig, directory: RunDirectory, overrides: list[str
     starts = len(list(directory.path.glob(".hydra*")))
     folder = directory.path / (".hydra" if starts == 0 else f".hydra_{starts}")
     folder.mkdir()
-    OmegaConf.save(config, folder / "config.yaml")
-    OmegaConf.save(OmegaConf.create(overrides), folder / "overrides.yaml")
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+    # Last: a start counts as one to be replayed when this is there.
+    write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)).encode())
 
 
 def summarise(outcomes: list[Outcome]) -> int:

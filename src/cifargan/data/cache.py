@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
+from cifargan.strangers import readable
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +75,15 @@ class ArrayCache:
             if page["digest"] != digest:
                 logger.info("%s: files have changed since they were cached; decoding them again", self.label)
                 return None
-            images = np.load(self.folder / page["array"], mmap_mode="c", allow_pickle=False)
+            if page["array"] != _array_name(digest):
+                raise ValueError("it names another file")
+            images = np.load(self.folder / _array_name(digest), mmap_mode="c", allow_pickle=False)
             if list(images.shape) != page["shape"] or images.dtype != np.uint8:
                 raise ValueError(f"an array of {images.dtype} {images.shape}")
             return Cached(images=images, info=page["info"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            logger.warning("%s: the cache in %s is damaged (%s); decoding again", self.label, self.folder, error)
+        except Exception as error:  # a damaged file can raise anything
+            reason = readable(str(error), limit=120)
+            logger.warning("%s: the cache in %s is damaged (%s); decoding again", self.label, self.folder, reason)
             return None
 
     def save(self, digest: str, images: NDArray[np.uint8], info: dict[str, Any]) -> None:
@@ -90,7 +94,7 @@ class ArrayCache:
             images: (N, 3, H, W) uint8.
             info: Anything JSON can hold.
         """
-        name = f"images-{digest[:16]}.npy"
+        name = _array_name(digest)
         page = {"digest": digest, "array": name, "shape": list(images.shape), "info": info}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,3 +105,7 @@ class ArrayCache:
                     old.unlink()
         except (OSError, UserError) as error:
             logger.warning("%s: not cached in %s (%s); the next run decodes again", self.label, self.folder, error)
+
+
+def _array_name(digest: str) -> str:
+    return f"images-{digest[:16]}.npy"

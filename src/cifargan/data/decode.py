@@ -18,13 +18,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifargan.data.storage import BrokenFileError, Storage
 from cifargan.progress import Progress
+from cifargan.strangers import readable, require_memory
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 64_000_000
 MAX_IN_PROCESS = 2_000  # files; below it, starting processes costs more than it saves
 CHUNK = 256  # files handed to a process at a time
-_FORMATS = ("PNG", "JPEG", "WEBP")  # nothing else is even tried on bytes that someone else wrote
+FORMATS = ("PNG", "JPEG", "WEBP")  # nothing else is even tried on bytes that someone else wrote
 
 
 class Chunk(NamedTuple):
@@ -48,7 +49,7 @@ def decode(data: bytes, *, image_size: int, resample: bool = True) -> NDArray[np
     Raises:
         Exception: Whatever PIL raises on a file that is no image, is cut short, or is too large.
     """
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS // 1_000_000} megapixels")
         ImageOps.exif_transpose(image, in_place=True)
@@ -105,7 +106,7 @@ def decode_chunk(storage: Storage, names: Sequence[str], *, image_size: int, res
             except UnidentifiedImageError:
                 broken.append((i, "not a PNG, JPEG or WebP image"))
             except Exception as error:  # a damaged file makes PIL raise almost anything
-                broken.append((i, str(error) or type(error).__name__))
+                broken.append((i, readable(str(error), limit=120) or type(error).__name__))
     return Chunk(images, broken)
 
 
@@ -132,8 +133,10 @@ def decode_files(
         (M, 3, S, S) uint8 images, and (N,) bool that is True for the M files that are in it.
 
     Raises:
+        UserError: The images would not fit into memory.
         OSError: A file could not be read at all.
     """
+    require_memory(3 * image_size**2 * len(names), f"{label}: {len(names):,} images of {image_size}x{image_size}")
     images = np.empty((len(names), 3, image_size, image_size), dtype=np.uint8)
     good = np.ones(len(names), dtype=np.bool_)
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifargan.data.cache import ArrayCache, cache_dir
+from cifargan.data.cache import ArrayCache, Cached, cache_dir
 from cifargan.data.decode import decode_files
 from cifargan.data.sources import ImageSet, ImageSource, choose
-from cifargan.data.storage import SPLIT_NAMES, Storage, is_image, open_storage
+from cifargan.data.storage import SPLIT_NAMES, Entry, Storage, is_image, open_storage
 from cifargan.errors import UserError
+from cifargan.strangers import readable
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class Folder(ImageSource):
                 parts = [self._load_split(storage, split) for split in splits]
             except OSError as error:
                 raise UserError(
-                    f"data.root: cannot read {error.filename or self.root}: {error.strerror or error}"
+                    f"data.root: cannot read {readable(str(error.filename or self.root))}: {error.strerror or error}"
                 ) from error
         for split, part in zip(splits, parts, strict=True):
             if odd := set(part.classes) ^ set(parts[0].classes):
@@ -117,21 +119,22 @@ class Folder(ImageSource):
         inside = [entry for entry in entries if entry.name.count("/") > depth]
         files = [entry for entry in inside if is_image(entry.name)]
         where = self.root / split
+        shown = readable(str(where))
         if not classes:
             loose = f"{len(entries)} files but " if entries else ""
-            raise UserError(f"data.root: {where} holds {loose}no folder; expected {_LAYOUT}")
+            raise UserError(f"data.root: {shown} holds {loose}no folder; expected {_LAYOUT}")
         if not files:
-            raise UserError(f"data.root: no PNG, JPEG or WebP file in the class folders of {where}; expected {_LAYOUT}")
+            raise UserError(f"data.root: no PNG, JPEG or WebP file in the class folders of {shown}; expected {_LAYOUT}")
         if ignored := len(entries) - len(files):
-            logger.info("%s: %d files ignored that are no images or lie in no class folder", where, ignored)
+            logger.info("%s: %d files ignored that are no images or lie in no class folder", shown, ignored)
 
         digest = hashlib.sha256(json.dumps([classes, files]).encode()).hexdigest()
         key = hashlib.sha256(json.dumps([str(self.root), split, self.image_size, _DECODER]).encode()).hexdigest()
-        cache = ArrayCache(self.cache / key[:16], label=str(where))
-        if cached := cache.load(digest):
-            for file, reason in cached.info["broken"]:
+        cache = ArrayCache(self.cache / key[:16], label=shown)
+        if (cached := cache.load(digest)) and (split_of := self._believed(cached, files, classes, depth)):
+            for file, reason in split_of.broken:
                 self._on_broken(file, reason)
-            return _Split(images=cached.images, classes=classes, **cached.info)
+            return split_of
 
         broken: list[tuple[str, str]] = []
 
@@ -140,23 +143,44 @@ class Folder(ImageSource):
             broken.append((file, reason))
 
         names = [entry.name for entry in files]
-        logger.info("%s: decoding %d images of %d classes", where, len(files), len(classes))
-        images, good = decode_files(storage, names, image_size=self.image_size, label=where.name, on_broken=note)
-        number = {name: label for label, name in enumerate(classes)}
-        labels = [number[name.split("/")[depth]] for name, fine in zip(names, good, strict=True) if fine]
+        logger.info("%s: decoding %d images of %d classes", shown, len(files), len(classes))
+        images, good = decode_files(
+            storage, names, image_size=self.image_size, label=readable(where.name), on_broken=note
+        )
+        labels = _labels([name for name, fine in zip(names, good, strict=True) if fine], classes, depth)
         cache.save(digest, images, {"labels": labels, "broken": broken})
         return _Split(images=images, labels=labels, classes=classes, broken=broken)
 
+    def _believed(self, cached: Cached, files: list[Entry], classes: list[str], depth: int) -> _Split | None:
+        """What a cache says, if that is what these files could have given; told, and None, if it is not."""
+        try:
+            broken = [(str(file), str(reason)) for file, reason in cached.info["broken"]]
+            missing = {file for file, _ in broken}
+            labels = _labels([entry.name for entry in files if entry.name not in missing], classes, depth)
+            fits = cached.images.shape == (len(labels), 3, self.image_size, self.image_size)
+            if fits and labels == cached.info["labels"]:
+                return _Split(images=cached.images, labels=labels, classes=classes, broken=broken)
+        except (TypeError, ValueError, LookupError):
+            pass
+        logger.warning("%s: the cache is of other images; decoding again", readable(str(self.root)))
+        return None
+
     def _skip(self, file: str, reason: str) -> None:
-        logger.debug("%s left out: %s", file, reason)
+        logger.debug("%s left out: %s", readable(file), readable(reason))
 
     def _refuse(self, file: str, reason: str) -> None:
-        raise UserError(f"{self.root / file} is broken ({reason}); mend or remove it, or set data.on_broken=skip")
+        where = readable(str(self.root / file))
+        raise UserError(f"{where} is broken ({readable(reason)}); mend or remove it, or set data.on_broken=skip")
 
 
 def _tensors(split: _Split) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(split.images), torch.tensor(split.labels, dtype=torch.int64)
 
 
+def _labels(names: Sequence[str], classes: list[str], depth: int) -> list[int]:
+    number = {name: label for label, name in enumerate(classes)}
+    return [number[name.split("/")[depth]] for name in names]
+
+
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(readable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

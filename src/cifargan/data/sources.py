@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cifargan.data.contrast import is_low_contrast
 from cifargan.errors import UserError, did_you_mean
+from cifargan.strangers import readable, require_names
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class ImageSource(ABC):
             The images with labels into the kept classes.
         """
         kept = choose(self.classes, classes, setting="data.classes", kind="class") or list(classes)
+        require_names(kept, f"data.classes of {readable(name)}")
         images = torch.cat([part_images for part_images, _ in parts])
         labels = torch.cat([part_labels for _, part_labels in parts])
 
@@ -174,7 +176,7 @@ def choose(wanted: Sequence[str], available: Sequence[str], *, setting: str, kin
     """
     for i, name in enumerate(wanted):
         if name not in available:
-            known = ", ".join(available[:20]) + (", ..." if len(available) > 20 else "")
+            known = ", ".join(readable(one) for one in available[:20]) + (", ..." if len(available) > 20 else "")
             hint = did_you_mean(name, available) or f"; choose from {known or 'none'}"
             raise UserError(f"{setting}: there is no {kind} {name!r}{hint}")
         if name in wanted[:i]:

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from cifargan.errors import UserError
+from cifargan.strangers import readable, refusing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
-MAX_MEMBER_BYTES = 64 * 2**20  # a zip can hold a file a thousand times its own size
+MAX_MEMBER_BYTES = 64 * 2**20  # a zip can hold a file a thousand times its own size, a disk one that is all holes
+MAX_WRAPPERS = 8  # folders that hold one folder and nothing else
 
 
 class BrokenFileError(Exception):
@@ -65,7 +67,7 @@ class Storage(ABC):
 
 
 class Directory(Storage):
-    """A folder on disk.
+    """A folder on disk. Only files are read: no device, no pipe.
 
     A link to a folder is followed at the top two levels, where people keep their splits and classes, and not below,
     where one could lead round in a circle.
@@ -98,7 +100,8 @@ class Directory(Storage):
 
     def read(self, name: str) -> bytes:
         """Read a file."""
-        return (self.path / name).read_bytes()
+        with (self.path / name).open("rb") as file:
+            return _no_larger(file.read(MAX_MEMBER_BYTES + 1), "is")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -116,10 +119,11 @@ class Zip(Storage):
         self._members = {
             info.filename: info
             for info in self._file.infolist()
-            if all(_visible(part) for part in info.filename.rstrip("/").split("/"))
+            # An empty part begins an absolute path, which is nobody's class.
+            if all(part and _visible(part) for part in info.filename.rstrip("/").split("/"))
         }
         self._base = ""
-        while self._is_wrapped():
+        while self._base.count("/") < MAX_WRAPPERS and self._is_wrapped():
             self._base += f"{self.folders('')[0]}/"
 
     def __reduce__(self) -> tuple[type["Zip"], tuple[Path]]:
@@ -156,11 +160,9 @@ class Zip(Storage):
         try:
             with self._file.open(self._members[self._base + name]) as member:
                 data = member.read(MAX_MEMBER_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
             raise BrokenFileError(f"cannot be unpacked: {error}") from error
-        if len(data) > MAX_MEMBER_BYTES:
-            raise BrokenFileError(f"unpacks to more than {MAX_MEMBER_BYTES // 2**20} MiB")
-        return data
+        return _no_larger(data, "unpacks to")
 
     def close(self) -> None:
         """Close the zip."""
@@ -173,21 +175,29 @@ def open_storage(root: Path, *, setting: str = "data.root") -> Storage:
     Raises:
         UserError: There is nothing there, or something else.
     """
+    shown = readable(str(root))
     try:
         if root.is_dir():
             return Directory(root)
         if zipfile.is_zipfile(root):
-            return Zip(root)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{setting}: cannot read {root}: {error}") from error
-    if root.exists():
-        raise UserError(f"{setting}: {root} is a file that is no zip; give a folder with one sub-folder a class")
-    raise UserError(f"{setting}: there is no folder or zip at {root}")
+            with refusing(f"{setting}: {shown} is a damaged zip: make or fetch it anew"):
+                return Zip(root)
+        if root.exists():
+            raise UserError(f"{setting}: {shown} is a file that is no zip; give a folder with one sub-folder a class")
+    except OSError as error:
+        raise UserError(f"{setting}: cannot read {shown}: {error.strerror}") from error
+    raise UserError(f"{setting}: there is no folder or zip at {shown}")
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name says that it holds an image of a kind that is read."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _no_larger(data: bytes, verb: str) -> bytes:
+    if len(data) > MAX_MEMBER_BYTES:
+        raise BrokenFileError(f"{verb} more than {MAX_MEMBER_BYTES // 2**20} MiB")
+    return data
 
 
 def _visible(part: str) -> bool:

@@ -154,9 +154,21 @@ def read_file(path: Path) -> list[dict[str, Value]]:
         records = json.loads(path.read_text(encoding="utf-8"))["records"]
         if not all(isinstance(record, dict) for record in records):
             raise TypeError("records are objects")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [_plain(record) for record in records]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or holds no scores: move it away, then evaluate again") from error
-    return list(records)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Value]:
+    """A record of single values: ours have no others.
+
+    Raises:
+        TypeError: this one has.
+    """
+    for value in record.values():
+        if value is not None and not isinstance(value, str | int | float):
+            raise TypeError("a record holds single values")
+    return record
 
 
 def _identity(record: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,15 @@ from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.measure import in_batches, measure
 from cifargan.evaluation.metrics import Gaussian
 from cifargan.evaluation.records import ReferenceCard
+from cifargan.evaluation.weights import sha256_of
 from cifargan.files import write_atomically
+from cifargan.strangers import ArrayFile, load_tensors, readable, refusing
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the same images would give other features
+MAX_ABOUT = 100_000  # bytes
+NUMBERS = "fiu"  # NumPy's kinds of types: floats and integers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,13 +134,14 @@ class FeatureCache:
         if not path.exists():
             return None
         try:
-            page = torch.load(path, map_location="cpu", weights_only=True)
+            page = load_tensors(path)
             features, mean, covariance = page["features"], page["mean"], page["covariance"]
             if page["key"] != key or page["digest"] != _digest(features, mean, covariance):
                 raise ValueError("its content is not what was written")
+            _require_moments(features, mean, covariance, key["n"])
             return features, Gaussian(mean, covariance, len(features))
         except Exception as error:  # a damaged file can raise anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = readable(str(error), limit=120) or type(error).__name__
             log.warning("the cached features in %s are damaged (%s): computing them anew", path, reason)
             return None
 
@@ -155,6 +159,23 @@ class FeatureCache:
             write_atomically(self.path(key), lambda file: torch.save(page, file))
         except UserError as error:
             log.warning("features are not cached (%s): the next run computes them again", error)
+
+
+def _require_moments(features: Tensor, mean: Tensor, covariance: Tensor, n: int) -> None:
+    """Check that what a cache holds can be features of n images and their moments.
+
+    Raises:
+        ValueError: they are not.
+    """
+    d = features.shape[-1]
+    shapes = features.shape == (n, d) and mean.shape == (d,) and covariance.shape == (d, d)
+    kinds = (features.dtype, mean.dtype, covariance.dtype) == (torch.float32, torch.float64, torch.float64)
+    if not shapes or not kinds:
+        raise ValueError("its arrays are none of ours")
+    if not all(bool(part.isfinite().all()) for part in (features, mean, covariance)):
+        raise ValueError("its numbers are not finite")
+    if not torch.allclose(features.double().mean(dim=0), mean, rtol=1e-4, atol=1e-4):
+        raise ValueError("its mean is not that of its features")
 
 
 def _digest(*tensors: Tensor) -> str:
@@ -190,32 +211,34 @@ def import_statistics(path: Path, extractor: FeatureExtractor) -> Reference:
     Raises:
         UserError: the file is damaged, holds something else, or belongs to another extractor.
     """
-    try:
-        # Opened here, because NumPy leaves a file that is no zip open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
-            about: dict[str, Any] = json.loads(str(file["about"])) if "about" in file else {}
-    except KeyError as error:
-        raise UserError(f"{path} has no arrays `mu` and `sigma`: it holds no statistics") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged or no .npz file: make or fetch it anew") from error
     d = extractor.dim
-    if mean.shape != (d,) or covariance.shape != (d, d):
-        raise UserError(
-            f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not go with {extractor.name}, "
-            f"which has {d} features"
-        )
+    shown = readable(str(path))
+    with refusing(f"{shown} is damaged or no .npz file: make or fetch it anew"), ArrayFile(path) as file:
+        if not ("mu" in file and "sigma" in file):
+            raise UserError(f"{shown} has no arrays `mu` and `sigma`: it holds no statistics")
+        # Before they are read, so that no more is read than they take.
+        (mu, mu_type), (sigma, sigma_type) = file.kind("mu"), file.kind("sigma")
+        if mu_type.kind not in NUMBERS or sigma_type.kind not in NUMBERS:
+            raise ValueError("they are no numbers")
+        if mu != (d,) or sigma != (d, d):
+            raise UserError(
+                f"{shown}: mu {mu} and sigma {sigma} do not go with {extractor.name}, which has {d} features"
+            )
+        mean, covariance = (torch.from_numpy(file.read(name).astype(np.float64)) for name in ("mu", "sigma"))
+        about = _about(file)
     if not (mean.isfinite().all() and covariance.isfinite().all()) or not torch.allclose(covariance, covariance.T):
-        raise UserError(f"{path}: mu or sigma is not finite, or sigma is not symmetric")
+        raise UserError(f"{shown}: mu or sigma is not finite, or sigma is not symmetric")
+    if bool((covariance.diagonal() < 0).any()):
+        raise UserError(f"{shown}: sigma has negative variances: it is no covariance")
     for name, own in asdict(extractor.space).items():
         if about.get(name, own) != own:
-            raise UserError(f"{path} was made with {name} {about[name]}, not {own}")
+            raise UserError(f"{shown} was made with {name} {readable(str(about[name]), limit=80)}, not {own}")
     n = about.get("n")
     card = ReferenceCard(
-        name=str(about.get("name", path.stem)),
-        split=str(about.get("split", "statistics")),
+        name=readable(str(about.get("name", path.stem)), limit=80),
+        split=readable(str(about.get("split", "statistics")), limit=80),
         n=n,
-        fingerprint=str(about.get("fingerprint", hashlib.sha256(path.read_bytes()).hexdigest())),
+        fingerprint=readable(str(about.get("fingerprint") or sha256_of(path)), limit=80),
     )
     return Reference(
         card=card,
@@ -224,3 +247,21 @@ def import_statistics(path: Path, extractor: FeatureExtractor) -> Reference:
         features=torch.empty(0, d),
         labels=torch.empty(0, dtype=torch.int64),
     )
+
+
+def _about(file: ArrayFile) -> dict[str, Any]:
+    """What statistics of ours say of themselves; nothing where others' do not.
+
+    Raises:
+        ValueError: it is not as we write it.
+    """
+    if "about" not in file:
+        return {}
+    shape, dtype = file.kind("about")
+    if shape != () or dtype.kind != "U" or dtype.itemsize > MAX_ABOUT:
+        raise ValueError("`about` is none of ours")
+    about = json.loads(str(file.read("about")))
+    n = about.get("n") if isinstance(about, dict) else 0
+    if not isinstance(about, dict) or not (n is None or (isinstance(n, int) and 0 < n < 2**53)):
+        raise ValueError("`about` is none of ours")
+    return about

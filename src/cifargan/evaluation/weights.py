@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
+from cifargan.strangers import load_tensors, readable
 
 CHUNK = 2**20  # bytes fetched at a time
 PATIENCE = 30.0  # seconds without a byte before a download counts as broken
@@ -149,16 +150,19 @@ def read_state_dict(path: Path, *, advice: str = "fetch the file anew") -> dict[
     Raises:
         UserError: the file holds more than tensors, something else, or cannot be read.
     """
+    shown = readable(str(path))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+        raise UserError(f"{shown} cannot be read ({error.strerror}): {advice}") from error
     except Exception as error:  # a damaged file can raise anything
         raise UserError(
-            f"{path} is damaged, or holds more than tensors, which could run code; it was not loaded: {advice}"
+            f"{shown} is damaged, or holds more than tensors, which could run code; it was not loaded: {advice}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict, a dictionary of tensors: {advice}")
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise UserError(f"{shown} holds no state dict, a dictionary of tensors: {advice}")
     return state
 
 

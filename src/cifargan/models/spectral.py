@@ -8,8 +8,8 @@ On a GPU the many small products of many layers cost more in launches than in ar
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeAlias, TypeVar, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def output_dim(module: nn.Module) -> int:
     """Which dimension of a module's weight counts its outputs: 1 for a transposed convolution, 0 for all others."""
     return 1 if isinstance(module, nn.ConvTranspose2d) else 0
+
+
+def full_precision(weight: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, on the device of a weight; a weight without data has no device that knows autocast."""
+    return nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False)
 
 
 class SpectralNorm(nn.Module):
@@ -61,7 +66,7 @@ class SpectralNorm(nn.Module):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Estimate the largest singular value of `weight`; a scalar, differentiable in `weight`."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight):
             return self.u @ (self.matrix(weight) @ self.v)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ class SpectralNorm(nn.Module):
 
     def iterate_(self, weight: Tensor) -> None:
         """Move u and v by one power iteration: v <- W^T u / |W^T u|, then u <- W v / |W v|."""
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), full_precision(weight):
             matrix = self.matrix(weight)
             self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=self.eps))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.eps))
@@ -112,8 +117,7 @@ def normalised_together(network: nn.Module, *, trained: bool = True) -> Iterator
     """
     groups = _by_shape(network)
     for group in groups:
-        device = group[0][1].device
-        with torch.set_grad_enabled(trained), torch.autocast(device.type, enabled=False):
+        with torch.set_grad_enabled(trained), full_precision(group[0][1]):
             u, v, matrices = _stacked(group)
             # (L, outputs) . (L, outputs): gradients reach each weight through `unbind`, which allocates nothing.
             sigmas = (u * torch.bmm(matrices, v.unsqueeze(2)).squeeze(2)).sum(1).unbind(0)
@@ -142,7 +146,7 @@ def power_iteration_(network: nn.Module, *, together: bool = True) -> None:
     with torch.no_grad():
         for group in _by_shape(network):
             eps = group[0][0].eps
-            with torch.autocast(group[0][1].device.type, enabled=False):
+            with full_precision(group[0][1]):
                 u, _, matrices = _stacked(group)
                 v = F.normalize(torch.bmm(u.unsqueeze(1), matrices).squeeze(1), dim=1, eps=eps)
                 u = F.normalize(torch.bmm(matrices, v.unsqueeze(2)).squeeze(2), dim=1, eps=eps)

@@ -1,8 +1,9 @@
 """One iteration of the two-player game. Everything here stays on the device; nothing waits for the host."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeAlias
 
 import torch
@@ -20,12 +21,16 @@ from cifargan.objectives.regularizers import Regularizer
 from cifargan.parallel import own_rows
 from cifargan.training.checkpoint import State
 from cifargan.training.ema import WeightAverage
+from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.graph import Recording
+from cifargan.training.memory import Undo, may_try_again
 from cifargan.training.precision import Precision
 from cifargan.training.replicas import replicated, shared
 from cifargan.training.rng import restore_rng, rng_state
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
+
+log = logging.getLogger(__name__)
 
 Metrics: TypeAlias = dict[str, Tensor]  # 0-dim tensors on the device
 
@@ -97,8 +102,10 @@ class Game:
         # The arithmetic is compiled as a whole; drawing, updating and counting are few calls as they stand.
         self.discriminator_terms = switches.compiled(self._discriminator_terms)
         self.generator_terms = switches.compiled(self._generator_terms)
+        self.rate_scale = 1.0  # of both learning rates; lowered where a run had diverged
         self.step = 0  # generator updates done
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
+        self.updating = False  # whether weights may have changed since the last update began
         self.round = self._recorded_play()
 
     def iterate(self) -> Metrics:
@@ -119,13 +126,54 @@ class Game:
         # First the discriminator learns to tell real from fake, from a generator that does not change meanwhile ...
         with self._normalised(self.generator, trained=False):
             for _ in range(self.schedule.d_steps):
-                metrics = self.discriminator_step()
+                metrics = self._fitted(self.discriminator_step)
         # ... then the generator learns to fool it, ...
-        metrics |= self.generator_step()
+        metrics |= self._fitted(self.generator_step)
         self.step_on_device += 1
         # ... and the average of its weights, which is what is kept, follows.
         self.ema.update()
         return metrics
+
+    def _fitted(self, update: Callable[[], Metrics]) -> Metrics:
+        """One update, in smaller parts where memory runs out before it has changed a weight, if that is wanted."""
+        self.updating = False
+        if not (self.schedule.fits_memory and may_try_again(self.device)):
+            return update()
+        networks = (self.generator, self.discriminator, self.regularizer)
+        undo = Undo(
+            tensors=[*(buffer for network in networks for buffer in network.buffers()), self.stream.taken],
+            generators=[self.stream.generator],
+            optimizers=[self.g_optimizer, self.d_optimizer],
+            device=self.device,
+        )
+        while True:
+            try:
+                return update()
+            except Exception as error:
+                if self.updating or not is_out_of_memory(error) or not self.split_further():
+                    raise
+            # Here and not above, where the error still holds all that was computed.
+            undo()
+
+    def split_further(self) -> bool:
+        """Split the batch into more micro-batches; whether that was possible."""
+        schedule = self.schedule.split_further()
+        if schedule is not None:
+            self.set_schedule(schedule)
+            log.warning(
+                "step %d: out of memory: from here on the batch of %d is taken in %d parts of %d (trainer.accumulate=%d)",
+                self.step + 1,
+                schedule.batch_size,
+                schedule.accumulate,
+                schedule.micro_batch,
+                schedule.accumulate,
+            )
+        return schedule is not None
+
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Go on with the same batch in other parts."""
+        self.schedule = schedule
+        self.stream.batch_size = schedule.micro_batch
 
     def discriminator_step(self) -> Metrics:
         """One update of the discriminator on real and generated images."""
@@ -137,6 +185,7 @@ class Game:
                 terms, part = self.discriminator_terms(x, y, z, y_fake)
                 self._descend(terms)
             parts.append({**_detached(terms), **part})
+        self.updating = True
         gradient_norm = self.precision.step(self.d_optimizer)
         self.loss.constrain(self.discriminator)
         power_iteration_(self.discriminator, together=self.switches.batched_spectral_norm)
@@ -152,6 +201,7 @@ class Game:
                     terms, part = self.generator_terms(z, y)
                     self._descend(terms)
                 parts.append({**_detached(terms), **part})
+        self.updating = True
         gradient_norm = self.precision.step(self.g_optimizer)
         power_iteration_(self.generator, together=self.switches.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/generator": gradient_norm}
@@ -240,7 +290,7 @@ class Game:
         return z, y
 
     def _set_learning_rates(self) -> None:
-        factor = self.schedule.learning_rate_factor(self.step)
+        factor = self.rate_scale * self.schedule.learning_rate_factor(self.step)
         for optimizer, initial in self.initial_rates:
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
@@ -263,6 +313,8 @@ class Game:
             "precision": self.precision.state_dict(),
             "stream": self.stream.state_dict(),
             "rng": rng_state(self.device),
+            "rate_scale": self.rate_scale,
+            "accumulate": self.schedule.accumulate,
         }
 
     def load_state(self, state: State) -> None:
@@ -277,11 +329,18 @@ class Game:
         load_network(self.regularizer, state["regularizer"], "regularizer")
         load_optimizer(self.g_optimizer, state["g_optimizer"], "generator")
         load_optimizer(self.d_optimizer, state["d_optimizer"], "discriminator")
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            # Those of an update that was broken off.
+            optimizer.zero_grad(set_to_none=True)
         self.precision.load_state_dict(state["precision"])
         self.stream.load_state_dict(state["stream"])
         self.step = state["step"]
         self.step_on_device.fill_(self.step)
         restore_rng(state["rng"], self.device)
+        self.rate_scale = float(state["rate_scale"])
+        parts = state["accumulate"]
+        if self.schedule.fits_memory and parts > self.schedule.accumulate and self.schedule.batch_size % parts == 0:
+            self.set_schedule(replace(self.schedule, accumulate=parts))
         # The optimisers' moments are other tensors now.
         self.round = self._recorded_play()
 
@@ -292,12 +351,21 @@ def load_network(network: nn.Module, state: State, name: str) -> None:
     Raises:
         UserError: a missing or superfluous tensor, or one of another shape.
     """
+    require_fits(network, state, name)
+    network.load_state_dict(state)
+
+
+def require_fits(network: nn.Module, state: State, name: str) -> None:
+    """Check that a state dict is of such a network, be it one without memory (on the device `meta`).
+
+    Raises:
+        UserError: a missing or superfluous tensor, or one of another shape.
+    """
     own = network.state_dict()
     for key in [*own, *state]:
         if key not in state or key not in own or state[key].shape != own[key].shape:
             here, there = (tuple(d[key].shape) if key in d else "absent" for d in (own, state))
             raise UserError(f"the checkpoint is of another {name}: {key} is {there} there and {here} here")
-    network.load_state_dict(state)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) -> None:

@@ -1,6 +1,7 @@
 """The folder that a run leaves behind, and what it says about where its figures come from."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,7 +15,10 @@ from typing import Any, Literal
 import torch
 
 from cifargan.errors import UserError
-from cifargan.files import write_json
+from cifargan.files import remove_partial_files, write_atomically, write_json
+from cifargan.training.lock import RunLock, is_locked
+
+log = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
@@ -64,25 +68,70 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"could not make the run directory {self.path}: {error.strerror}") from error
 
+    def lock(self) -> RunLock:
+        """What keeps a second process off this run while it is entered; the folder must be there."""
+        return RunLock(self.path)
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a small JSON file whole or not at all."""
         write_json(self.path / name, content)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a small JSON file; an empty dict where there is none."""
-        path = self.path / name
-        if not path.exists():
+        """Read a small JSON file; an empty dict where there is none, or none that can be read."""
+        try:
+            content = json.loads((self.path / name).read_text())
+        except FileNotFoundError:
             return {}
-        content = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("%s cannot be read (%s): its content is passed over", self.path / name, error)
+            return {}
         return content if isinstance(content, dict) else {}
 
     def set_status(self, status: Status, **details: Any) -> None:
         """Record how the run stands, with the process that says so."""
         self.write_json("status.json", {"status": status, "time": time.time(), "pid": os.getpid(), **details})
 
+    def status(self) -> dict[str, Any]:
+        """How the run stands: what it wrote last, but `interrupted` where it runs no more and had no time to say so.
+
+        `died` is then true. Empty where nothing was written. Where the file system has no locks, and for runs older
+        than them, it is what was written.
+        """
+        written = self.read_json("status.json")
+        if written.get("status") == "running" and is_locked(self.path) is False:
+            return {**written, "status": "interrupted", "died": True}
+        return written
+
+    def pages(self) -> dict[Path, bytes]:
+        """The small files without which a checkpoint is no run: settings, provenance, status."""
+        names = [path for pattern in (".hydra*/*.yaml", "*.json") for path in self.path.glob(pattern)]
+        return {path: path.read_bytes() for path in names}
+
+    def put_back(self, pages: Mapping[Path, bytes]) -> None:
+        """Write those `pages` anew, should the folder have been taken away.
+
+        Raises:
+            UserError: the file system refused.
+        """
+        if self.path / "provenance.json" in pages and not self.holds_a_run():
+            for path, content in pages.items():
+                write_atomically(path, content)
+            log.warning("%s had been taken away: it is made again, and what was in it before is lost", self.path)
+
+    def remove_partial_files(self) -> None:
+        """Remove what killed processes left half-written; only for whoever holds the lock."""
+        for folder in (self.path, self.samples, *self.path.glob(".hydra*")):
+            remove_partial_files(folder)
+
+    def _sessions(self) -> list[dict[str, Any]]:
+        sessions = self.read_json("provenance.json").get("sessions")
+        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+            return []
+        return sessions
+
     def add_provenance(self, **facts: Any) -> None:
         """Record one start of this run: what was asked, by which code, on what machine."""
-        sessions = self.read_json("provenance.json").get("sessions", [])
+        sessions = self._sessions()
         sessions.append(
             {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -93,6 +142,13 @@ class RunDirectory:
             }
         )
         self.write_json("provenance.json", {"sessions": sessions})
+
+    def add_event(self, **facts: Any) -> None:
+        """Record under the newest start what this run met with and did about it."""
+        sessions = self._sessions()
+        if sessions:
+            sessions[-1].setdefault("events", []).append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
+            self.write_json("provenance.json", {"sessions": sessions})
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,14 @@
 """How long a run takes, and how often it does what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from cifargan.errors import UserError
+
+COUNTS = (
+    *("steps", "batch_size", "d_steps", "accumulate"),
+    *("log_every", "sample_every", "samples_per_class", "checkpoint_every", "keep"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,10 @@ class Schedule:
         checkpoint_every: steps between checkpoints.
         keep: newest checkpoints to keep, beside the best.
         lr_decay_from: the step from which the learning rates fall linearly to 0 at `steps`; None: constant.
+        on_divergence: what to do when a loss, a gradient or a weight is no longer finite: `stop`, or `rollback` to the
+            last good state, with new noise and half the learning rates.
+        max_rollbacks: how often to do that before the run stops all the same.
+        fits_memory: whether an update that runs out of memory is split further; `trainer.accumulate=auto` means that.
 
     Raises:
         UserError: a number that the loop could not carry out.
@@ -35,12 +45,17 @@ class Schedule:
     checkpoint_every: int
     keep: int
     lr_decay_from: int | None = None
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = 3
+    fits_memory: bool = False
 
     def __post_init__(self) -> None:
         """Reject what the loop could not carry out."""
         for name, value in vars(self).items():
-            if name != "lr_decay_from" and value < 1:
+            if name in COUNTS and value < 1:
                 raise UserError(f"trainer.{name}={value}: must be at least 1")
+        if self.max_rollbacks < 0:
+            raise UserError(f"trainer.max_rollbacks={self.max_rollbacks}: must be at least 0")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} does not divide into trainer.accumulate={self.accumulate} parts"
@@ -54,6 +69,17 @@ class Schedule:
     def micro_batch(self) -> int:
         """Images of each kind that are in memory at once."""
         return self.batch_size // self.accumulate
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the run may have to go back to a state that it kept, and so needs one from its beginning on."""
+        return self.on_divergence == "rollback" or self.fits_memory
+
+    def split_further(self) -> "Schedule | None":
+        """The same with micro-batches of half the size or less; None where they are single images."""
+        parts = range(2 * self.accumulate, self.batch_size + 1)
+        fitting = next((number for number in parts if self.batch_size % number == 0), None)
+        return None if fitting is None else replace(self, accumulate=fitting)
 
     def learning_rate_factor(self, step: int) -> float:
         """The share of the initial learning rates that holds during step `step` (counted from 0).

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +18,16 @@ from cifargan.evaluation.records import Record, add_to_file, formatted, scalars
 from cifargan.images import grid
 from cifargan.sampling import Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
+from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
+from cifargan.training.precision import Precision
+from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
-from cifargan.training.tracking import Tracker
+from cifargan.training.sturdy import SturdyTracker
 from cifargan.training.watch import CollapseWatch, ScoreWatch, spread
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(UserError):
-    """A loss or a gradient stopped being a number."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Trainer:
         game: Game,
         images: ImageSet,
         evaluator: Evaluator,
-        tracker: Tracker,
+        tracker: SturdyTracker,
         checkpoints: CheckpointStore,
         config: dict[str, Any],
     ) -> None:
@@ -80,6 +80,9 @@ class Trainer:
         self.started = time.monotonic()
         self.last_log = (self.started, 0)
         self.evaluation_seconds = 0.0
+        self.rollbacks = 0  # how often this run went back because it had diverged
+        self.unsaved = False  # whether the last attempt to write a checkpoint failed
+        self.pages: dict[Path, bytes] = {}
 
     @property
     def step(self) -> int:
@@ -90,11 +93,16 @@ class Trainer:
         """Train until `trainer.steps`.
 
         Raises:
-            DivergedError: a term is no longer finite; the message names the last good checkpoint.
+            DivergedError: a term is no longer finite, and `trainer.on_divergence` says to stop or there were too many
+                rollbacks; the message names the last good checkpoint.
+            UserError: the last checkpoint could not be written.
             InterruptedRunError: a signal asked the run to stop; its checkpoint is written.
         """
         self.started = time.monotonic()
         self.last_log = (self.started, self.step)
+        self.pages = self.tracker.directory.pages()
+        if self.schedule.goes_back and not self.checkpoints.steps():
+            self._save(last=False)
         if self.step == 0:
             self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
         with self.tracker, Interruption() as interruption:
@@ -103,13 +111,17 @@ class Trainer:
                 return interruption.requested is not None
 
             while self.step < self.schedule.steps and not self.scores.over:
-                metrics = self.game.iterate()
+                metrics = self._iterate()
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
                 self.tracker.advance(self.step)
                 # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
                 signal = interruption.requested
-                self._do_what_is_due(stop)
+                try:
+                    self._do_what_is_due(stop)
+                except DivergedError as error:
+                    self._roll_back(error)
+                    continue
                 if signal is not None:
                     raise InterruptedRunError(signal, f"stopped at step {self.step}, checkpoint written")
             records = self._score_finally(stop)
@@ -142,6 +154,88 @@ class Trainer:
             batch_size=self.evaluator.batch_size,
         )
 
+    def _iterate(self) -> dict[str, Tensor]:
+        """One round; with `trainer.accumulate=auto` in as many parts as memory asks for."""
+        while True:
+            parts = self.schedule.accumulate
+            try:
+                metrics = self.game.iterate()
+            except Exception as error:
+                # The game has mended what it could; what is left is an update that was broken off half done.
+                if not is_out_of_memory(error) or not self.schedule.fits_memory or not self.game.split_further():
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else repr(error)
+            else:
+                if self.game.schedule.accumulate != parts:
+                    self._note_parts()
+                return metrics
+            # Outside of `except`, whose error holds on to the tensors of the round.
+            self._note_parts()
+            step = self._go_back(UserError(reason))
+            log.warning("out of memory in the middle of an update: back to step %d, the last good state", step)
+
+    def _note_parts(self) -> None:
+        self.schedule = self.game.schedule
+        self._note_event(what="out of memory", step=self.step, accumulate=self.schedule.accumulate)
+
+    def _note_event(self, **facts: Any) -> None:
+        """Keep in the provenance what the run met with and did about it."""
+        try:
+            self.tracker.directory.add_event(**facts)
+        except UserError as error:
+            log.warning("%s", error)
+
+    def _roll_back(self, error: DivergedError) -> None:
+        """Go back to the last good state, with new noise and lower learning rates.
+
+        Raises:
+            DivergedError: the run is to stop, or has done this too often already.
+        """
+        if self.schedule.on_divergence == "stop":
+            raise error
+        if self.rollbacks >= self.schedule.max_rollbacks:
+            times = f"{self.rollbacks} rollbacks have not helped (trainer.max_rollbacks): "
+            raise DivergedError(f"{times}{error}") from error
+        rollbacks, scale = self.rollbacks + 1, self.game.rate_scale * RATE_FACTOR
+        diverged_at = self.step
+        step = self._go_back(error)
+        self.rollbacks, self.game.rate_scale = rollbacks, scale
+        renew_noise(self.game, seed=int(self.config["seed"]), rollbacks=rollbacks)
+        log.warning(
+            "%s: back to step %d with new noise and learning rates x %g (rollback %d of trainer.max_rollbacks=%d)",
+            error.reason,
+            step,
+            scale,
+            rollbacks,
+            self.schedule.max_rollbacks,
+        )
+        facts = {"reason": error.reason, "step": diverged_at, "to": step, "number": rollbacks, "rate_scale": scale}
+        self._note_event(what="rollback", **facts)
+        # Under the same step: whoever goes on from here goes on with the lower rates.
+        self._save(last=False)
+
+    def _go_back(self, error: UserError) -> int:
+        """Restore the last good state and return its step; `error` is raised where there is none."""
+        found = self.checkpoints.newest_whole()
+        if found is None:
+            raise error
+        step = int(found[1]["step"])
+        # A loss scaler remembers in which update it was broken off, and its state does not say so.
+        self.game.precision = Precision(self.game.precision.name, self.game.device)
+        self.load_state(found[1])
+        self.tracker.rewind(step)
+        self.last_log = (time.monotonic(), step)
+        return step
+
+    def recovered(self) -> dict[str, Any]:
+        """What the run did about itself, for its status; empty where nothing was amiss."""
+        facts: dict[str, Any] = {}
+        if self.rollbacks:
+            facts |= {"rollbacks": self.rollbacks, "rate_scale": self.game.rate_scale}
+        if self.schedule.fits_memory:
+            facts["accumulate"] = self.schedule.accumulate
+        return facts
+
     def _remember(self, metrics: dict[str, Tensor]) -> None:
         if not self.running.names:
             self.running = RunningMeans(list(metrics)).to(self.game.device)
@@ -154,7 +248,7 @@ class Trainer:
         def due(every: int) -> bool:
             return last or self.step % every == 0
 
-        save = due(self.schedule.checkpoint_every) or stop()
+        save = due(self.schedule.checkpoint_every) or stop() or (self.unsaved and due(self.schedule.log_every))
         best = False
         if save or any(
             due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.evaluator.every)
@@ -168,18 +262,46 @@ class Trainer:
             best = self._evaluate(stop)
         # A run that gives up ends here, so this is its last checkpoint.
         if save or best or self.scores.over:
+            self._save(best=best, last=last or stop() or self.scores.over)
+
+    def _save(self, *, best: bool = False, last: bool) -> None:
+        """Write a checkpoint. One that fails is tried again later, unless it is the last.
+
+        Raises:
+            UserError: it is the last.
+        """
+        try:
+            self.tracker.directory.put_back(self.pages)
             self.checkpoints.save(self.state(), self.step, best=best)
+        except (UserError, OSError, MemoryError) as error:
+            reason = str(error) or repr(error)
+            good = self.checkpoints.steps()
+            there = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+            if last:
+                raise UserError(f"the last checkpoint, of step {self.step}, is lost: {reason}; {there}") from error
+            self.unsaved = True
+            log.warning("step %d: %s; %s; training goes on, and tries again soon", self.step, reason, there)
+        else:
+            self.unsaved = False
 
     def _check_finite(self) -> None:
-        bad = self.running.first_bad()
-        if bad is None:
+        """Waits for the device.
+
+        Raises:
+            DivergedError: a term, or a weight, is not finite.
+        """
+        if bad := self.running.first_bad():
+            reason = f"{bad[0]} is not finite since step {bad[1]}"
+        elif broken := first_broken(networks_of(self.game)):
+            reason = f"weights/{broken} is not finite at step {self.step}"
+        else:
             return
-        term, step = bad
         good = self.checkpoints.steps()
         advice = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been written yet"
         raise DivergedError(
-            f"{term} is not finite since step {step}: the run has diverged; {advice}. "
-            "Try lower learning rates (optimizer.generator.lr, optimizer.discriminator.lr) or precision=fp32"
+            reason,
+            f": the run has diverged; {advice}. "
+            "Try lower learning rates (optimizer.generator.lr, optimizer.discriminator.lr) or precision=fp32",
         )
 
     def _log(self) -> None:
@@ -211,6 +333,11 @@ class Trainer:
         except UserError as error:
             # Its last update broke it, which the terms of the next step would say.
             raise DivergedError(f"step {self.step}: {error}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("step %d: no sample grid (out of memory); training goes on", self.step)
+            return
         if self.game.generator.num_classes:
             # The sampler takes the classes in turn: (n K, ...) -> (n, K, ...) -> (K n, ...), a row a class.
             images = images.reshape(per_class, rows, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
@@ -233,8 +360,7 @@ class Trainer:
         started = time.monotonic()
         try:
             records = evaluate()
-            if records:
-                add_to_file(self.tracker.directory.evaluation, records)
+            self._keep(records)
         except StoppedError as error:
             log.info("%s", error)
             records = []
@@ -259,6 +385,14 @@ class Trainer:
             log.info("step %d  %s  (%.0f s)", self.step, shown, seconds)
         return records
 
+    def _keep(self, records: list[Record]) -> None:
+        """Write scores to their file; where it cannot be written they are still in the log, and still decide."""
+        try:
+            if records:
+                add_to_file(self.tracker.directory.evaluation, records)
+        except UserError as error:
+            log.warning("step %d: %s", self.step, error)
+
     def state(self) -> State:
         """All that a bit-exact continuation needs, as tensors and builtins."""
         return {
@@ -266,6 +400,7 @@ class Trainer:
             "running": {"names": self.running.names, "sums": self.running.state_dict()},
             "watch": self.watch.state_dict(),
             "best": self.scores.state_dict(),
+            "rollbacks": self.rollbacks,
             "classes": list(self.images.classes),
             "config": self.config,
         }
@@ -284,6 +419,8 @@ class Trainer:
         self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
         self.scores.load_state_dict(state["best"])
+        self.rollbacks = int(state["rollbacks"])
+        self.schedule = self.game.schedule
 
 
 def _spread_out(images: Tensor, n: int) -> Tensor:

@@ -1,0 +1,336 @@
+"""Images, archives and arrays from strangers."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifargan.data.cache import ArrayCache
+from cifargan.data.folder import Folder
+from cifargan.data.loose import load_images
+from cifargan.errors import UserError
+from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.records import FeatureSpace, read_file
+from cifargan.evaluation.reference import import_statistics
+
+Within = Callable[[int], contextlib.AbstractContextManager[None]]
+
+
+def picture(kind: str = "PNG", *, seed: int = 0, size: int = 8) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def bomb(width: int, height: int, *, rows: int) -> bytes:
+    """A PNG that claims a size, and holds so many rows of zeros."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes((3 * width + 1) * rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Path:
+    """A folder of one class with one good image."""
+    (tmp_path / "sent" / "cat").mkdir(parents=True)
+    (tmp_path / "sent" / "cat" / "0.png").write_bytes(picture())
+    return tmp_path / "sent"
+
+
+def folder(root: Path, **settings: Any) -> Folder:
+    return Folder(root=str(root), image_size=8, **settings)
+
+
+def clear(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+BROKEN = {
+    "claims 10 gigapixels": (bomb(100_000, 100_000, rows=1), "megapixels|exceeds limit"),
+    "a GIF": (picture("GIF"), "not a PNG, JPEG or WebP image"),
+    "a BMP": (picture("BMP"), "not a PNG, JPEG or WebP image"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a PNG, JPEG or WebP image"),
+    "text": (b"<script>alert(1)</script>", "not a PNG, JPEG or WebP image"),
+    "nothing": (b"", "not a PNG, JPEG or WebP image"),
+    "half": (picture()[:-100], "truncated|bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("reader", [lambda root: folder(root).load(), load_images], ids=["training", "judging"])
+def test_what_is_no_image(sent: Path, within: Within, reader: Callable[[Path], object], name: str) -> None:
+    data, reasons = BROKEN[name]
+    (sent / "cat" / "0.png").write_bytes(data)
+    with within(64), pytest.raises(UserError, match="is broken") as error:
+        reader(sent)
+    line = clear(error)
+    assert any(reason in line for reason in [*reasons.split("|"), "not a PNG, JPEG or WebP image"])
+
+
+def test_a_few_small_files_do_not_ask_for_all_memory(
+    sent: Path, within: Within, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifargan.strangers._memory", lambda: 2.0**28)
+    for i in range(4):
+        (sent / "cat" / f"{i}.png").write_bytes(bomb(4000, 4000, rows=0))
+    with within(64), pytest.raises(UserError, match=r"0\.2 GiB of memory, and may take 0\.1 GiB here") as error:
+        load_images(sent)
+    clear(error)
+
+
+def test_a_file_of_holes(sent: Path, within: Within) -> None:
+    with (sent / "cat" / "1.png").open("wb") as file:
+        file.truncate(10 * 2**30)
+    with within(256), pytest.raises(UserError, match="is more than 64 MiB"):
+        folder(sent).load()
+
+
+def archive(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for i, name in enumerate(names):
+            file.writestr(name, picture(seed=i))
+    return path
+
+
+def test_a_zip_whose_names_lead_out_of_it(tmp_path: Path) -> None:
+    names = ("../evil/1.png", "/etc/evil/2.png", "cat/../../evil/3.png", "//evil/4.png")
+    path = archive(tmp_path / "sent.zip", "cat/0.png", "dog/0.png", *names)
+    before = {file for file in tmp_path.parent.rglob("*") if file.is_file()}
+    images = folder(path).load()
+    assert images.classes == ("cat", "dog")
+    assert len(images) == 2
+    after = {file for file in tmp_path.parent.rglob("*") if file.is_file()} - before
+    assert all((tmp_path / "cache") in file.parents for file in after)
+
+
+def test_a_link_in_a_zip_is_the_text_it_is(tmp_path: Path) -> None:
+    path = archive(tmp_path / "sent.zip", "cat/0.png", "cat/2.png")
+    link = zipfile.ZipInfo("cat/1.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match=r"1\.png is broken \(not a PNG"):
+        folder(path).load()
+
+
+def test_a_zip_that_unpacks_to_ten_gigabytes(tmp_path: Path, within: Within) -> None:
+    path = archive(tmp_path / "sent.zip", "cat/0.png")
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file,
+        file.open("cat/1.png", "w", force_zip64=True) as member,
+    ):
+        for _ in range(3):  # a block more than is read; the claim is what is made larger
+            member.write(bytes(2**25))
+    with within(256), pytest.raises(UserError, match="unpacks to more than 64 MiB"):
+        folder(path).load()
+
+
+def test_a_zip_wrapped_a_thousand_times_is_looked_at_in_no_time(tmp_path: Path) -> None:
+    path = archive(tmp_path / "sent.zip", "a/" * 1000 + "cat/0.png")
+    assert folder(path).load().classes == ("a",)
+
+
+@pytest.mark.parametrize("reader", [lambda root: folder(root).load(), load_images], ids=["training", "judging"])
+def test_archives_that_are_not_read(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    with tarfile.open(tmp_path / "sent.tar", "w") as file:
+        for name in ("../evil.png", "/tmp/evil.png", "cat/0.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture())
+            file.addfile(info, io.BytesIO(picture()))
+    with pytest.raises(UserError, match="is a file that is no zip"):
+        reader(tmp_path / "sent.tar")
+    (tmp_path / "damaged.zip").write_bytes(archive(tmp_path / "good.zip", "cat/0.png").read_bytes()[40:])
+    with pytest.raises(UserError, match=r"damaged|no zip|broken|no PNG|no folder") as error:
+        reader(tmp_path / "damaged.zip")
+    clear(error)
+
+
+def test_pipes_devices_and_circles_are_passed_over(sent: Path) -> None:
+    os.mkfifo(sent / "cat" / "pipe.png")
+    (sent / "cat" / "zero.png").symlink_to("/dev/zero")
+    (sent / "cat" / "gone.png").symlink_to("/nowhere")
+    (sent / "cat" / "inside").mkdir()
+    (sent / "cat" / "inside" / "round").symlink_to(sent / "cat")
+    assert len(folder(sent).load()) == 1
+    assert len(load_images(sent)) == 1
+
+
+NAMES = {
+    "newline": "a\nb",
+    "terminal": "\x1b[31mred\x1b[0m",
+    "direction": "a\u202eb",
+    "bytes": os.fsdecode(b"\xff\xfe"),
+    "long": "x" * 200,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_classes(sent: Path, name: str) -> None:
+    (sent / "cat").rename(sent / NAMES[name])
+    with pytest.raises(UserError, match=r"the class name .*: rename the class") as error:
+        folder(sent).load()
+    clear(error)
+    with pytest.raises(UserError, match=r"the class name .*: rename the class") as error:
+        load_images(sent)
+    clear(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)<", 'it\'s "quoted"', "$(touch x)", "Katze & Hund", "猫", "..."[:0] + "a..b"]
+)
+def test_names_that_are_odd_and_do_no_harm(sent: Path, name: str) -> None:
+    (sent / "cat").rename(sent / name)
+    assert folder(sent).load().classes == (name,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_files_are_shown_safely(sent: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    (sent / "cat" / f"{NAMES[name]}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="is broken") as error:
+        folder(sent).load()
+    clear(error)
+    with pytest.raises(UserError, match="is broken") as error:
+        load_images(sent)
+    clear(error)
+    with caplog.at_level("DEBUG"):
+        folder(sent, on_broken="skip").load()
+    assert "1 broken files left out" in caplog.text
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+SPACE = FeatureSpace(extractor="stub", weights_hash="0", resize="none", dtype="float32")
+STUB = cast(FeatureExtractor, SimpleNamespace(dim=2, name="stub", space=SPACE))
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    """Arrays, or bytes as they are."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            content.write(array) if isinstance(array, bytes) else np.save(content, array)
+            file.writestr(f"{name}.npy", content.getvalue())
+    return path
+
+
+GOOD = np.zeros((2, 4, 4, 3), np.uint8)
+IMAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "ten terabytes": ({"images": header((10**9, 60, 60, 3))}, "needs .* of memory"),
+    "shorter than it claims": ({"images": header((4, 4, 4, 3)) + bytes(4)}, "is damaged"),
+    "longer than it claims": ({"images": header((1, 1, 1, 3)) + bytes(4000)}, "is damaged"),
+    "more than there are numbers": ({"images": header((2**62, 4, 4, 3))}, "needs .* of memory|is damaged"),
+    "negative": ({"images": header((-1, 4, 4, 3))}, "is damaged|expected square"),
+    "floats": ({"images": GOOD.astype(np.float32)}, "expected square images as uint8"),
+    "flat": ({"images": GOOD[0]}, "expected square images as uint8"),
+    "none": ({"images": GOOD[:0]}, "expected square images as uint8"),
+    "no numbers": ({"images": GOOD, "classes": np.array(["a"]), "labels": np.array([np.nan, 0])}, "is damaged"),
+    "another class": ({"images": GOOD, "classes": np.array(["a"]), "labels": np.array([0, 7])}, "`labels` must"),
+    "a class in another folder": (
+        {"images": GOOD, "classes": np.array(["../a"]), "labels": np.array([0, 0])},
+        "holds a slash",
+    ),
+    "a class for a terminal": ({"images": GOOD, "classes": np.array(["\x1b[2J"]), "labels": np.array([0, 0])}, "print"),
+    "no arrays": ({}, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_arrays_of_images(tmp_path: Path, within: Within, name: str) -> None:
+    arrays, message = IMAGES[name]
+    with within(64), pytest.raises(UserError, match=message) as error:
+        load_images(npz(tmp_path / "sent.npz", **arrays))
+    clear(error)
+
+
+STATISTICS: dict[str, tuple[dict[str, Any], str]] = {
+    "ten terabytes": ({"mu": np.zeros(2), "sigma": header((10**6, 10**6), "<f8")}, "do not go with stub"),
+    "numbers that are none": ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "is not finite"),
+    "negative variance": ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "it is no covariance"),
+    "complex": ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "is damaged"),
+    "text": ({"mu": np.zeros(2), "sigma": np.array([["a", "b"]] * 2)}, "is damaged"),
+    "one alone": ({"mu": np.zeros(2)}, "has no arrays `mu` and `sigma`"),
+    "deep": ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("[" * 20_000)}, "is damaged"),
+    "about nothing": ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("3")}, "is damaged"),
+    "about too many": ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array('{"n": "x"}')}, "is damaged"),
+    "for a terminal": (
+        {"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array(json.dumps({"dtype": "\x1b[2J"}))},
+        r"was made with dtype \\x1b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_arrays_of_statistics(tmp_path: Path, within: Within, name: str) -> None:
+    arrays, message = STATISTICS[name]
+    with within(64), pytest.raises(UserError, match=message) as error:
+        import_statistics(npz(tmp_path / "sent.npz", **arrays), STUB)
+    clear(error)
+
+
+def test_names_in_statistics_are_shown_safely(tmp_path: Path) -> None:
+    about = np.array(json.dumps({"name": "\x1b[2J", "split": "a\nb", "n": 5}))
+    card = import_statistics(npz(tmp_path / "sent.npz", mu=np.zeros(2), sigma=np.eye(2), about=about), STUB).card
+    assert (card.name, card.split, card.n) == ("\\x1b[2J", "a\\nb", 5)
+
+
+@pytest.mark.parametrize(
+    "read", [load_images, lambda path: import_statistics(path, STUB)], ids=["images", "statistics"]
+)
+def test_code_in_arrays_is_not_run(tmp_path: Path, payload: object, read: Callable[[Path], object]) -> None:
+    objects = np.array([payload], dtype=object)
+    for arrays in ({"images": objects}, {"images": GOOD, "classes": objects}, {"mu": objects, "sigma": objects}):
+        with pytest.raises(UserError, match=r"is damaged|has no arrays|do not go with|expected square"):
+            read(npz(tmp_path / "sent.npz", **arrays))
+    import pickle
+
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(payload))
+    with pytest.raises(UserError, match="is damaged"):
+        read(tmp_path / "pickle.npz")
+
+
+def test_a_cache_of_training_images_that_lies(sent: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    honest = folder(sent).load()
+    (page_file,) = (tmp_path / "cache").rglob("images.json")
+    page = json.loads(page_file.read_text())
+    lies: list[tuple[str, Any]] = [
+        ("array", "../../../sent/cat/0.png"),
+        ("shape", [10**6, 3, 10**4, 10**4]),
+        ("info", {"labels": [7], "broken": []}),
+        ("info", {"labels": [0], "broken": [], "self": 1}),
+        ("info", {"labels": [], "broken": [["cat/0.png", "gone"]]}),
+        ("info", 3),
+    ]
+    for key, value in lies:
+        page_file.write_text(json.dumps({**page, key: value}))
+        assert folder(sent).load().fingerprint == honest.fingerprint
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"records": [{"a": []}]}', '{"records": 3}', "\x00"])
+def test_scores_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged or holds no scores"):
+        read_file(tmp_path / "evaluation.json")
+    assert ArrayCache(tmp_path, label="x").load("0") is None

@@ -1,0 +1,95 @@
+"""The overrides that lie in a stranger's run, which `resume=` replays."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+Refusal = Callable[..., str]
+
+EVIL = """# @package _global_
+hydra:
+  callbacks:
+    evil:
+      _target_: shutil.copyfile
+      _args_: ["{source}", "{target}"]
+"""
+
+
+@pytest.fixture
+def resume(refusal: Refusal, run: Path) -> Callable[[str], str]:
+    """A function that resumes the run with another overrides.yaml, and gives the refusal."""
+
+    def go(text: str) -> str:
+        (run / ".hydra" / "overrides.yaml").write_text(text)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        line = refusal("train", f"resume={run}", "trainer.steps=2")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        return line
+
+    return go
+
+
+@pytest.fixture
+def own(run: Path) -> str:
+    """The overrides of the honest run."""
+    return (run / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_an_option_of_hydras_that_unpickles(
+    resume: Callable[[str], str], own: str, payload: object, tmp_path: Path
+) -> None:
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(payload))
+    assert "that is no setting" in resume(f"- --experimental-rerun={tmp_path / 'config.pickle'}\n{own}")
+
+
+@pytest.mark.parametrize("way", ["by its path", "by a folder of configs"])
+def test_a_config_from_outside(resume: Callable[[str], str], own: str, tmp_path: Path, canary: Path, way: str) -> None:
+    folder = tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "evil.yaml").write_text(EVIL.format(source=folder / "evil.yaml", target=canary))
+    if way == "by its path":
+        line = resume(f"{own}- experiment={'../' * 30}{folder.relative_to('/')}/evil\n")
+        assert "a group is chosen by a name" in line
+    else:
+        assert "that is no setting" in resume(f"- --config-dir={folder.parent}\n{own}- experiment=evil\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hydra.run.dir=/tmp/x",
+        "+hydra.callbacks.x._target_=os.system",
+        "hydra/launcher=joblib",
+        "'~hydra/job_logging'",
+        "optimizer@hydra.job=adam",
+    ],
+)
+def test_hydras_own_settings(resume: Callable[[str], str], own: str, line: str) -> None:
+    assert "Hydra's own settings are not replayed" in resume(f"{own}- {line}\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["name=${oc.env:CIFARGAN_SECRET}", "name=${hydra:runtime.cwd}", "name=${a${oc.env:X}}"]
+)
+def test_what_would_be_looked_up_on_this_machine(resume: Callable[[str], str], own: str, line: str) -> None:
+    assert "give its value on the command line" in resume(f"{own}- {line}\n")
+
+
+def _laughs() -> str:
+    return "- &a0 [ha]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 4)}]\n" for i in range(1, 8))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- !!python/object/apply:os.mkdir [canary]\n", _laughs(), "{a: b}", "- [a]", "[" * 3000, "- 5", "\x00", "a: *b"],
+    ids=["tag", "billion laughs", "dict", "nested", "deep", "number", "NUL", "no anchor"],
+)
+def test_what_is_no_list_of_overrides(resume: Callable[[str], str], text: str, canary: Path) -> None:
+    assert "is damaged or none of ours" in resume(text)
+
+
+def test_a_terminal_sees_no_control_characters(resume: Callable[[str], str]) -> None:
+    assert "\\x1b[31m" in resume(OmegaConf.to_yaml(OmegaConf.create(["--\x1b[31mred\nline"])))
