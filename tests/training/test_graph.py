@@ -116,9 +116,20 @@ def refused(game: Game) -> Round:
     raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
 
+def torn(game: Game) -> Round:
+    """Memory that runs out in the middle of a replay, when half of the round has happened."""
+
+    def replay() -> dict[str, Tensor]:
+        game.discriminator_step()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return replay
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (torn, "CUDA out of memory"),
         (frozen_noise, "random numbers"),
         (lost_update, "gradient_norm/discriminator"),
         (refused, "operation not permitted when stream is capturing"),

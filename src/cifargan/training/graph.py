@@ -69,15 +69,19 @@ class Recording:
 
     def _choose(self) -> Callable[[], dict[str, Tensor]]:
         """The recording, or the round as it is where it cannot be recorded or comes out differently."""
+        start = self._snapshot()
         try:
             replay = self.record()
-            differing = self._differing(replay)
+            differing = self._differing(replay, start)
         except RuntimeError as error:
             reason = (str(error) or repr(error)).splitlines()[0]
         else:
             if not differing:
                 return replay
             reason = f"replayed, these came out differently: {', '.join(differing)}"
+        finally:
+            # Neither trial has happened, nor half of one that an error ended.
+            self._restore(start)
         log.warning("trainer.graph: rounds are not replayed from a CUDA graph here (%s); training goes on", reason)
         return self.play
 
@@ -90,9 +94,8 @@ class Recording:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return metrics
 
-    def _differing(self, replay: Callable[[], dict[str, Tensor]]) -> list[str]:
-        """Play the coming round both ways, undo both, and name what differs. Waits for the device."""
-        start = self._snapshot()
+    def _differing(self, replay: Callable[[], dict[str, Tensor]], start: _Snapshot) -> list[str]:
+        """Play the coming round both ways and name what differs. Waits for the device."""
         expected = {name: value.clone() for name, value in self.play().items()}
         after_play = self._random_states()
         self._restore(start)
@@ -102,7 +105,6 @@ class Recording:
         ]
         if not all(map(torch.equal, self._random_states(), after_play)):
             differing.append("random numbers")
-        self._restore(start)
         return differing
 
     def _random_states(self) -> list[Tensor]:
