@@ -625,10 +625,13 @@ def signals(drill: Drill, straight: Path) -> None:
         watch.until(b"W")
         watch.kill(signal.SIGTERM)
 
-    def in_an_evaluation(watch: Watch) -> None:
+    def until_an_evaluation(watch: Watch) -> None:
         while watch.step < 8 and watch.until(b"S"):
             pass
         watch.sleep(0.2)
+
+    def in_an_evaluation(watch: Watch) -> None:
+        until_an_evaluation(watch)
         watch.kill(signal.SIGTERM)
 
     kinds: dict[str, tuple[Callable[[Watch], None], Act, int, int]] = {
@@ -650,7 +653,8 @@ def signals(drill: Drill, straight: Path) -> None:
             shutil.rmtree(directory)
 
     def twice(watch: Watch) -> None:
-        in_an_evaluation(watch)
+        # However soon the second comes, or whether the two become one on their way: the process ends as by Ctrl-C.
+        until_an_evaluation(watch)
         watch.kill(signal.SIGINT)
         watch.sleep(0.005)
         watch.kill(signal.SIGINT)

@@ -67,8 +67,8 @@ LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": Wasserste
 REGULARIZERS: Registry = {
     "none": NoRegularizer,
     "lecam": LeCam,
-    "consistency": Consistency,
-    "lecam_consistency": LeCamConsistency,
+    "cr": Consistency,
+    "lecam_cr": LeCamConsistency,
 }
 AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
 OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}

@@ -1,8 +1,11 @@
 """What strangers wrote, read with suspicion: names, tensors and arrays from files that somebody was sent.
 
 A reader here believes no length, shape or name before it has seen what is behind it, and runs nothing. This module
-imports no torch until a file of tensors is read, because every process that decodes images imports it.
+imports neither torch nor numpy until a file of their kind is read, because the command line and every process that
+decodes images import it.
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -11,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Self
 
 from cifargan.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_NAME_BYTES = 128  # of a class name: a file system takes 255, and a sheet's name has more parts than the class
 MAX_SHOWN = 300  # characters of a text that somebody else wrote, within a message
@@ -203,6 +207,8 @@ class ArrayFile:
             UserError: it would not fit into memory.
             ValueError: it holds Python objects, or is shorter or longer than it claims.
         """
+        import numpy as np
+
         info = self._member(name)
         with self._file.open(info) as member:
             shape, fortran, dtype = _header(member)
@@ -228,6 +234,8 @@ def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     Raises:
         ValueError: it holds Python objects, which could run code.
     """
+    import numpy as np
+
     version = np.lib.format.read_magic(member)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, fortran, dtype = readers[version](member)
