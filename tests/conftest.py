@@ -5,20 +5,27 @@ import io
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 from unittest.mock import patch
 
 import hydra
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build import plain
 from cifargan.cli import main
 from cifargan.config import conf_dir
+
+PATIENCE = 120.0  # s that processes may take before they count as hanging
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +109,33 @@ def narrowed() -> Callable[[DictConfig], list[str]]:
         return found
 
     return narrow
+
+
+@pytest.fixture
+def in_processes(tmp_path: Path) -> Callable[..., list[Any]]:
+    """A function: what `work(*args)` returns in each of n processes that know each other through gloo."""
+
+    def run(n: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        arguments = (n, work, args, str(folder))
+        ran = mp.start_processes(_enter, arguments, nprocs=n, start_method="fork", join=False)  # type: ignore[attr-defined,no-untyped-call]
+        ended = time.monotonic() + PATIENCE
+        try:
+            while not ran.join(timeout=1, grace_period=20):
+                if time.monotonic() > ended:
+                    pytest.fail(f"{n} processes wait for each other")
+        finally:
+            for process in ran.processes:
+                process.kill()
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
+
+    return run
+
+
+def _enter(rank: int, n: int, work: Callable[..., Any], args: tuple[Any, ...], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n)
+    try:
+        torch.save(work(*args), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()

@@ -93,6 +93,15 @@ def test_same_seed_same_images_for_every_batch_size_and_number(mode: BatchNormMo
     assert not torch.equal(sampler.sample(50, seed=4), whole[:50])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_of_a_stream_are_the_whole_one_after_the_other(tiny: Tiny, mode: BatchNormMode) -> None:
+    draw = Sampler(tiny, CLASSES, batch_norm=mode, batch_size=4).stream
+    whole = [images for images, _ in draw(230, seed=3)]
+    parts = [[images for images, _ in draw(230, seed=3, part=(k, 3))] for k in range(3)]
+    assert all(parts)
+    assert torch.equal(torch.cat([images for part in parts for images in part]), torch.cat(whole))
+
+
 def test_labels_take_turns_and_belong_to_the_stream(tiny: Tiny) -> None:
     sampler = Sampler(tiny, CLASSES, batch_size=3)
     assert sampler.labels(5).tolist() == [0, 1, 2, 0, 1]

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from cifargan.agreement import leads, local_rank, on_first, one_before_others
 from cifargan.config import Registry, arguments, lookup, section, without
 from cifargan.data.cache import cache_dir
 from cifargan.data.cifar10 import CIFAR10
@@ -37,9 +38,11 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
-from cifargan.strangers import refusing
+from cifargan.parallel import processes
+from cifargan.strangers import readable, refusing
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.ema import WeightAverage
+from cifargan.training.finetune import Start, freeze_first
 from cifargan.training.folding import faster_forms
 from cifargan.training.game import Game
 from cifargan.training.optimizers import adam, rmsprop
@@ -49,6 +52,7 @@ from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import Speed, Switches, remembered
 from cifargan.training.sturdy import SturdyTracker
+from cifargan.training.tracking import Tracking
 from cifargan.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -91,6 +95,7 @@ class Settings:
         precision: number format of the training step.
         deterministic: bit-equal runs, at some cost in speed.
         resume: the run that this one goes on with.
+        init: the run, checkpoint or exported generator whose networks this one starts from.
         output_root: where runs lie.
     """
 
@@ -100,6 +105,7 @@ class Settings:
     precision: PrecisionName = "auto"
     deterministic: bool = False
     resume: str | None = None
+    init: str | None = None
     output_root: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -121,6 +127,22 @@ class Critic:
     spectral_norm: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Freezing:
+    """What of the networks is not trained, beside the settings that `Schedule` and `Speed` know under `trainer.`.
+
+    Args:
+        freeze_d: blocks of the discriminator's body, from the image on, that stay as `init` has them.
+    """
+
+    freeze_d: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject what cannot be counted."""
+        if self.freeze_d < 0:
+            raise UserError(f"trainer.freeze_d={self.freeze_d}: must be at least 0")
+
+
 NO_STATE = "the checkpoint lacks parts of what a run is gone on with: it is damaged, or none of ours; try an older one"
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
@@ -131,7 +153,7 @@ SPEED = tuple(Speed.__dataclass_fields__)
 OPTIMIZER_PARTS = ("generator", "discriminator")
 # A head that has an opinion on classes, and only that, needs a term to learn it by.
 HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
-TRAINER_KEYS = (*(key for key in Schedule.__dataclass_fields__ if key != "fits_memory"), "ema", *SPEED)
+TRAINER_KEYS = (*(key for key in Schedule.__dataclass_fields__ if key != "fits_memory"), "ema", "freeze_d", *SPEED)
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -163,16 +185,31 @@ def select_device(name: str) -> torch.device:
     """
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
+        return _own_device(torch.device(kind)) if processes() > 1 else torch.device(kind)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"device={name}: no such device; choose from auto, cuda, cuda:N, mps, cpu")
     device = torch.device(name)
+    if processes() > 1:
+        device = _own_device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device={name}: CUDA devices that torch sees here: {count}; choose device=auto or device=cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
     return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The GPU of this process, where several share the work.
+
+    Raises:
+        UserError: they would share a device as well.
+    """
+    if device.type == "cpu":
+        return device
+    if device.type == "mps" or device.index is not None:
+        raise UserError(f"device={device}: several processes need a device each; choose device=cuda or device=cpu")
+    return torch.device("cuda", local_rank())
 
 
 def build_generator(node: DictConfig, *, num_classes: int, image_size: int) -> Generator:
@@ -296,19 +333,26 @@ def check(config: DictConfig) -> Settings:
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
     build_schedule(config)
     build_speed(config)
+    if build_freezing(config).freeze_d and root.init is None:
+        raise UserError(
+            f"trainer.freeze_d={config.trainer.freeze_d}: freezes what was trained before: set init=RUN too"
+        )
     arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"])
     evaluator = NoEvaluator if config.evaluator.name == "none" else FeatureEvaluator
     arguments(evaluator, _evaluator_own(config.evaluator), "evaluator", provided=EVALUATOR_PROVIDED)
     return root
 
 
-def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State | None = None) -> Trainer:
+def build_trainer(
+    config: DictConfig, directory: RunDirectory, *, state: State | None = None, start: Start | None = None
+) -> Trainer:
     """Everything that a run needs, from its resolved configuration.
 
     Args:
         config: the composed configuration, without interpolations.
         directory: where the run writes.
         state: the checkpoint to go on from.
+        start: the networks that a new run starts from.
 
     Raises:
         UserError: a setting that nothing understands; data or weights that cannot be had; a checkpoint that does not
@@ -316,12 +360,14 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
     """
     root = check(config)
     device = select_device(root.device)
-    images = build_data(config.data)
+    images = one_before_others(lambda: build_data(config.data))
     if state is not None:
         # Before the networks, whose shapes other classes change as well.
         with refusing(NO_STATE):
             require_classes(state, images.classes)
             remembered(state["switches"])
+    if start is not None:
+        start.require_size(images.image_size)
     game = build_game(
         config, images=images, device=device, before=None if state is None else remembered(state["switches"])
     )
@@ -329,13 +375,18 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
         # Before the tracker opens the run's files.
         with refusing(NO_STATE):
             game.load_state(state)
+    if start is not None:
+        take_over(start, game, config, images)
     # Late, as its features can take a while, and what else is wrong should be told before. It draws no random numbers.
-    evaluator = build_evaluator(config.evaluator, images=images, data=config.data, device=device)
+    evaluator = one_before_others(
+        lambda: build_evaluator(config.evaluator, images=images, data=config.data, device=device)
+    )
+    steps = game.schedule.steps
     trainer = Trainer(
         game=game,
         images=images,
         evaluator=evaluator,
-        tracker=SturdyTracker(directory, steps=game.schedule.steps, first_step=game.step),
+        tracker=SturdyTracker(directory, steps=steps, first_step=game.step) if leads() else Tracking(directory),
         checkpoints=CheckpointStore(directory.checkpoints, keep=game.schedule.keep),
         config=plain(config),
     )
@@ -343,6 +394,27 @@ def build_trainer(config: DictConfig, directory: RunDirectory, *, state: State |
         with refusing(NO_STATE):
             trainer.load_state(state)
     return trainer
+
+
+def take_over(start: Start, game: Game, config: DictConfig, images: ImageSet) -> None:
+    """Give the networks of a new game the weights that it is to start from.
+
+    Raises:
+        UserError: they are of other networks, or none of ours; or there is nothing to freeze.
+    """
+    if build_freezing(config).freeze_d and start.discriminator is None:
+        raise UserError(
+            f"trainer.freeze_d={config.trainer.freeze_d}: {readable(str(start.path))} holds no discriminator, and a new "
+            "one has to be trained: leave it out, or give a run as init="
+        )
+    twins = {
+        "generator": lambda n: build_generator(config.model.generator, num_classes=n, image_size=images.image_size),
+        "discriminator": lambda n: build_discriminator(
+            config.model.discriminator, num_classes=n, image_size=images.image_size
+        ),
+    }
+    with refusing(f"init={readable(str(start.path))} cannot be started from: it is damaged, or none of ours"):
+        start.apply(game, twins)
 
 
 def build_game(
@@ -380,24 +452,30 @@ def build_game(
         )
     discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
     if switches is None:
-        switches = build_speed(config).switches(
+        times = partial(
+            faster_forms,
+            generator,
+            discriminator,
+            batch_size=schedule.micro_batch // processes(),
+            precision=precision,
+            device=device,
+            file=cache_dir() / "convolutions.json",
+        )
+        # The first decides for all: two timings could end otherwise.
+        decide = partial(
+            build_speed(config).switches,
             device,
             deterministic=root.deterministic,
             host_sees_gradients=precision.name == "fp16",
-            faster_forms=partial(
-                faster_forms,
-                generator,
-                discriminator,
-                batch_size=schedule.micro_batch,
-                precision=precision,
-                device=device,
-                file=cache_dir() / "convolutions.json",
-            ),
+            faster_forms=times,
             before=before,
+            alone=processes() == 1,
         )
+        switches = on_first(decide)
     use_tf32(switches.tf32)
     for network in (generator, discriminator):
         switches.prepare(network)
+    freeze_first(discriminator, build_freezing(config).freeze_d)
     g_optimizer, d_optimizer = (
         construct(
             OPTIMIZERS,
@@ -434,11 +512,17 @@ def build_game(
 
 def build_schedule(config: DictConfig) -> Schedule:
     """How many updates of which size: what stands under `trainer.` beside the average and the speed."""
-    node = without(section(config, "trainer"), "ema", *SPEED)
+    node = without(section(config, "trainer"), "ema", "freeze_d", *SPEED)
     fits_memory = node.get("accumulate") == "auto"
     if fits_memory:
         node.accumulate = 1
     return Schedule(**arguments(Schedule, node, "trainer", provided=["fits_memory"]), fits_memory=fits_memory)
+
+
+def build_freezing(config: DictConfig) -> Freezing:
+    """What under `trainer.` says which weights are not trained."""
+    others = [str(key) for key in config.trainer if key != "freeze_d"]
+    return Freezing(**arguments(Freezing, without(config.trainer, *others), "trainer"))
 
 
 def build_speed(config: DictConfig) -> Speed:

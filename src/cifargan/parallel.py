@@ -16,9 +16,14 @@ from torch import Tensor
 _alone = False
 
 
+def processes() -> int:
+    """How many processes train this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def world_size() -> int:
     """How many processes work on the batch at hand."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    return 1 if _alone else processes()
 
 
 def rank() -> int:
@@ -84,10 +89,11 @@ def averaged(x: Tensor) -> Tensor:
     return summed(x) / world_size() if world_size() > 1 else x
 
 
-def in_order(x: Tensor) -> Tensor:
-    """The rows of all processes, (n, ...) each, as one tensor (N n, ...)."""
+@torch.no_grad()
+def smallest(x: Tensor) -> Tensor:
+    """The elementwise minimum of a tensor over all processes."""
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    least = x.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least

@@ -13,6 +13,15 @@ SECONDS_BETWEEN_LINES = 10.0
 SHARE_BETWEEN_LINES = 0.2  # of the time gone: hours of work make no hundreds of lines
 
 
+_silent = False
+
+
+def silence() -> None:
+    """Show nothing in this process from now on: another one shows the same."""
+    global _silent
+    _silent = True
+
+
 class Progress:
     """Shows count, rate and time left of work whose size is known.
 
@@ -29,7 +38,7 @@ class Progress:
         self.done = 0
         self.started = self.last_line = time.monotonic()
         # disable=None: no bar where standard error is no terminal.
-        self.bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=None)
+        self.bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=_silent or None)
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +53,7 @@ class Progress:
         now = time.monotonic()
         gone = now - self.started
         pause = max(SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * gone)
-        if self.bar.disable and self.done < self.total and now - self.last_line > pause:
+        if self.bar.disable and not _silent and self.done < self.total and now - self.last_line > pause:
             rate = self.done / gone
             left = tqdm.format_interval((self.total - self.done) / rate)
             log.info(

@@ -1,6 +1,5 @@
-"""Finds the runs that lie on disk and brings their generators back to life."""
+"""Brings the generators of the runs that lie on disk back to life."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,52 +11,52 @@ from torch import nn
 
 from cifargan.build import HEADS, build_discriminator, build_generator, select_device
 from cifargan.config import lookup, section
-from cifargan.errors import UserError, did_you_mean
+from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
-from cifargan.models.interface import Discriminator
+from cifargan.models.interface import Discriminator, Generator
+from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.strangers import readable, refusing
-from cifargan.training.checkpoint import CheckpointStore, State, describe, load
+from cifargan.training.checkpoint import CheckpointStore, Description, State, describe, load
 from cifargan.training.game import load_network, require_fits
-from cifargan.training.run_directory import RunDirectory
-from cifargan.training.speed import remembered
+from cifargan.training.generator_file import is_generator_file, read_generator_file
+from cifargan.training.run_directory import RunDirectory, all_runs, find_run
+from cifargan.training.speed import Switches, remembered
+
+__all__ = [
+    "LoadedGenerator",
+    "all_runs",
+    "describe_file",
+    "find_generator",
+    "find_run",
+    "load_classifier",
+    "load_generator",
+    "trained_generator",
+]
 
 Weights = Literal["ema", "raw"]
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def all_runs(root: Path) -> list[RunDirectory]:
-    """Every run below a folder, the one that was started last at the end."""
-    found = [path.parent for path in root.rglob("provenance.json")]
-    return [RunDirectory(path) for path in sorted(found, key=_started)]
-
-
-def _started(path: Path) -> tuple[str, int]:
-    """When a run was first started, as text that sorts by time; within a second, when its file was written."""
-    file = path / "provenance.json"
-    try:
-        return str(json.loads(file.read_text())["sessions"][0]["started"]), file.stat().st_mtime_ns
-    except (OSError, ValueError, LookupError, TypeError):
-        return "", 0
-
-
-def find_run(name: str | None, root: Path = Path("outputs")) -> RunDirectory:
-    """A run by its path, by its path below `root`, or the newest (`latest` or None).
+def find_generator(name: str | None, root: Path = Path("outputs")) -> tuple[Path, Path]:
+    """A run, as `find_run`, or a file of `cifargan export`; and the folder for what is made from it.
 
     Raises:
-        UserError: there is no such run.
+        UserError: as `find_run`.
     """
-    runs = all_runs(root)
-    if name in (None, "latest"):
-        if not runs:
-            raise UserError(f"there is no run under {root}: train one first (cifargan train), or name its folder")
-        return runs[-1]
-    for path in (Path(str(name)), root / str(name)):
-        if RunDirectory(path).holds_a_run():
-            return RunDirectory(path)
-    near = did_you_mean(str(name), [str(run.path) for run in runs])
-    hint = near or (f"; the newest is {runs[-1].path}" if runs else f"; there is none under {root} either")
-    raise UserError(f"there is no run at {name}{hint}")
+    if name is not None and is_generator_file(name):
+        return Path(name), Path(name).with_suffix("")
+    path = find_run(name, root).path
+    return path, path
+
+
+def describe_file(path: Path) -> Description:
+    """What a checkpoint or a file of `cifargan export` says of itself.
+
+    Raises:
+        UserError: it is missing, damaged, or none of ours.
+    """
+    return read_generator_file(path).about if is_generator_file(path) else describe(load(path), path)
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,14 @@ def load_generator(
     batch_size: int = 100,
     root: str | Path = "outputs",
 ) -> LoadedGenerator:
-    """Bring back the generator of a run.
+    """Bring back the generator of a run, or one that `cifargan export` wrote.
 
     Args:
-        run: the run's folder; None: the newest below `root`.
+        run: the run's folder, or a `.safetensors` file; None: the newest run below `root`.
         checkpoint: `last`, `best` or a step.
         weights: the moving average, or the raw weights of that step.
-        batch_norm: `standing` (recomputed for these weights), `running` (as training left them) or `batch`.
+        batch_norm: `standing` (recomputed for these weights), `running` (as training left them, or as they were
+            exported) or `batch`.
         device: where to draw.
         batch_size: images drawn at once; has no influence on them.
         root: where runs are looked for.
@@ -113,30 +113,87 @@ def load_generator(
     Raises:
         UserError: no such run, checkpoint or device, or a damaged file.
     """
+    trained = trained_generator(run, checkpoint=checkpoint, weights=weights, root=root)
+    classes = trained.about.classes
+    target = select_device(device)
+    return LoadedGenerator(
+        sampler=Sampler(
+            trained.generator.to(target), classes, device=target, batch_norm=batch_norm, batch_size=batch_size
+        ),
+        classes=classes,
+        conditional=trained.generator.num_classes > 0,
+        checkpoint=trained.path,
+        step=trained.about.step,
+        weights=trained.weights,
+        batch_norm=batch_norm,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedGenerator:
+    """A generator as its file has it, on the CPU, and what the file says of it.
+
+    Attributes:
+        generator: in the form that training used: the very same images as in its grids, and as fast.
+        about: its settings, classes, size of images and training step.
+        path: the checkpoint, or the file of `cifargan export`.
+        weights: `ema` or `raw`.
+        switches: what made training fast.
+    """
+
+    generator: Generator
+    about: Description
+    path: Path
+    weights: Weights
+    switches: Switches
+
+
+def trained_generator(
+    source: str | Path | None = None,
+    *,
+    checkpoint: str = "last",
+    weights: Weights = "ema",
+    root: str | Path = "outputs",
+) -> TrainedGenerator:
+    """Bring back a generator from a run or from a file of `cifargan export`. Takes and raises what `load_generator` does."""
     if weights not in get_args(Weights):
         raise UserError(f"weights={weights}: choose from {', '.join(get_args(Weights))}")
-    directory = find_run(None if run is None else str(run), Path(root))
+    if source is not None and is_generator_file(source):
+        return _generator_in(Path(source), checkpoint, weights)
+    directory = find_run(None if source is None else str(source), Path(root))
     path = CheckpointStore(directory.checkpoints).find(checkpoint)
     state = load(path)
     about = describe(state, path)
-    classes = about.classes
-    part = "ema" if weights == "ema" else "generator"
-    build = partial(
-        build_generator, section(about.config, "model.generator"), num_classes=len(classes), image_size=about.image_size
-    )
-    generator = _revive(build, state, part, "generator", path)
-    # The form that training used: the very same images as in its grids, and as fast.
-    remembered(_part(state, "switches", path)).prepare(generator)
-    target = select_device(device)
-    return LoadedGenerator(
-        sampler=Sampler(generator.to(target), classes, device=target, batch_norm=batch_norm, batch_size=batch_size),
-        classes=classes,
-        conditional=generator.num_classes > 0,
-        checkpoint=path,
-        step=about.step,
-        weights=weights,
-        batch_norm=batch_norm,
-    )
+    generator = _revive(partial(_build, about), state, "ema" if weights == "ema" else "generator", "generator", path)
+    switches = remembered(_part(state, "switches", path))
+    switches.prepare(generator)
+    return TrainedGenerator(generator=generator, about=about, path=path, weights=weights, switches=switches)
+
+
+def _generator_in(path: Path, checkpoint: str, weights: Weights) -> TrainedGenerator:
+    """The generator in a file of `cifargan export`, which holds one step and one kind of weights."""
+    file = read_generator_file(path)
+    if checkpoint not in ("last", str(file.about.step)):
+        raise UserError(
+            f"{readable(str(path))} holds step {file.about.step} alone, not {checkpoint}: name the run instead"
+        )
+    if weights == "raw" and file.kind != "raw":
+        raise UserError(f"{readable(str(path))} holds the average alone, not the raw weights: name the run instead")
+
+    def build() -> Generator:
+        network = _build(file.about)
+        remove_spectral_norm_(network)
+        return network
+
+    generator = _revive(build, {"weights": file.tensors}, "weights", "generator", path)
+    file.switches.prepare(generator)
+    kind: Weights = "ema" if file.kind == "ema" else "raw"
+    return TrainedGenerator(generator=generator, about=file.about, path=path, weights=kind, switches=file.switches)
+
+
+def _build(about: Description) -> Generator:
+    node = section(about.config, "model.generator")
+    return build_generator(node, num_classes=len(about.classes), image_size=about.image_size)
 
 
 def _part(state: State, key: str, path: Path) -> dict[str, Any]:
@@ -167,13 +224,15 @@ def load_classifier(run: Path, *, checkpoint: str = "last", device: str = "auto"
     """The discriminator of a run in eval mode, if its head tells classes apart.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a file of `cifargan export`, which holds no discriminator.
         checkpoint: `last`, `best` or a step.
         device: where to put it.
 
     Raises:
         UserError: no such checkpoint or device, or a damaged file.
     """
+    if is_generator_file(run):
+        return None
     path = CheckpointStore(RunDirectory(run).checkpoints).find(checkpoint)
     state = load(path)
     about = describe(state, path)

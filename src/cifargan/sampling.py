@@ -106,9 +106,22 @@ class Sampler:
         return wanted[torch.arange(n) % len(wanted)]
 
     def stream(
-        self, n: int, *, classes: Classes = None, truncation: float | None = None, seed: int = 0
+        self,
+        n: int,
+        *,
+        classes: Classes = None,
+        truncation: float | None = None,
+        seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `sample` returns in batches, without leaving the device. Takes and raises what `sample` does.
+
+        Args:
+            n: As of `sample`.
+            classes: As of `sample`.
+            truncation: As of `sample`.
+            seed: As of `sample`.
+            part: (k, m): the k-th of m stretches of batches, which one after the other are the whole.
 
         Yields:
             (B, 3, H, W) uint8 images and (B,) int64 labels, both on the sampler's device.
@@ -118,7 +131,9 @@ class Sampler:
         """
         labels = self.labels(n, classes=classes)
         indices = torch.arange(n) // len(self._wanted(classes))
-        for batch in self._batches(labels, indices):
+        batches = list(self._batches(labels, indices))
+        k, m = part
+        for batch in batches[len(batches) * k // m : len(batches) * (k + 1) // m]:
             self._settle(truncation)
             images = self._images(self._latents(batch, truncation, seed), batch.labels)
             wanted = batch.wanted.to(self.device)

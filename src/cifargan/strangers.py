@@ -1,8 +1,7 @@
-"""What strangers wrote, read with suspicion: names, tensors and arrays from files that somebody was sent.
+"""What strangers wrote, read with suspicion: names and arrays from files that somebody was sent.
 
 A reader here believes no length, shape or name before it has seen what is behind it, and runs nothing. This module
-imports neither torch nor numpy until a file of their kind is read, because the command line and every process that
-decodes images import it.
+does not import numpy until an array is read, because the command line and every process that decodes images import it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
+
 from cifargan.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 128  # of a class name: a file system takes 255, and a sheet's name has more parts than the class
 MAX_SHOWN = 300  # characters of a text that somebody else wrote, within a message
 MEMORY_SHARE = 0.5  # of the machine's memory that one file may ask for
+SMALL = 64 * 2**20  # bytes that are not worth a doubt
+MAX_RATIO = 200  # times that an array may be larger than what is stored of it; deflate packs zeros a thousandfold
 
 
 def readable(text: str, *, limit: int = MAX_SHOWN) -> str:
@@ -40,6 +43,27 @@ def readable(text: str, *, limit: int = MAX_SHOWN) -> str:
     if len(text) > limit:
         text = f"{text[: limit // 2]}[...]{text[-limit // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def plain_yaml(text: str, *, brackets: int) -> Any:
+    """The content of a YAML file that may be a stranger's.
+
+    An alias can stand for a thousand others, a tag for an object, and brackets within brackets take for ever to read.
+
+    Args:
+        text: what is in it.
+        brackets: how many [ and { there may be.
+
+    Raises:
+        ValueError: it has aliases, tags or more brackets.
+        yaml.YAMLError: it is no YAML.
+    """
+    found = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        found += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        if found > brackets or isinstance(token, yaml.AliasToken | yaml.TagToken):
+            raise ValueError("aliases, tags or lists of lists")
+    return yaml.safe_load(text)
 
 
 def require_names(names: Sequence[str], where: str) -> None:
@@ -116,57 +140,6 @@ def refusing(message: str) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def load_tensors(path: Path) -> Any:
-    """Read a file of `torch.save` to the CPU without running code, and without believing it about sizes.
-
-    Args:
-        path: the file.
-
-    Returns:
-        What it holds: tensors and builtins.
-
-    Raises:
-        Exception: whatever torch raises on a damaged file, or on one that holds anything else; ValueError for one
-            that would unpack to more than itself.
-    """
-    import warnings
-
-    import torch
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        # torch.save stores as it is; the reader would unpack what another program has compressed a thousandfold.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("its parts are compressed")
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError("its parts are larger than the file")
-    with warnings.catch_warnings(action="ignore"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    for tensor in _tensors(content):
-        # A view can repeat one stored number a billion times, and the first copy of it would have them all.
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-        if not plain or tensor.device.type != "cpu":
-            raise ValueError("it holds a tensor that is no plain one")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError("it holds a tensor that is larger than what is stored of it")
-    return content
-
-
-def _tensors(content: Any) -> Iterator[Any]:
-    """Every tensor in nested containers, each container once however often it is referred to."""
-    import torch
-
-    pending, seen = [content], set()
-    while pending:
-        value = pending.pop()
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            pending += [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-
-
 class ArrayFile:
     """An `.npz` file whose arrays are looked at before they are read.
 
@@ -216,6 +189,12 @@ class ArrayFile:
             for length in shape:
                 size *= length
             require_memory(size, f"{readable(str(self.path))}: the array {readable(name)}")
+            # The directory of a zip may claim that more is stored than the file has.
+            if size > max(SMALL, MAX_RATIO * min(info.compress_size, self.path.stat().st_size)):
+                raise UserError(
+                    f"{readable(str(self.path))}: the array {readable(name)} unpacks to {_gigabytes(size)} of next to "
+                    "nothing: it was not read"
+                )
             if member.tell() + size != info.file_size:
                 raise ValueError(f"{name} is not as long as it claims")
             buffer = bytearray(size)

@@ -1,4 +1,4 @@
-"""CIFAR-10: torchvision's own download, from a server on this machine."""
+"""CIFAR-10, from a server on this machine."""
 
 import hashlib
 import io
@@ -16,6 +16,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from cifargan.data import fetching
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.errors import UserError
 
@@ -85,6 +86,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     archive, md5 = build_archive()
     one = Server(archive)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
     monkeypatch.setattr(datasets.CIFAR10, "url", one.url)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
     monkeypatch.setattr(
@@ -144,14 +146,12 @@ def test_out_of_reach_is_told_in_one_line_with_what_to_do(
 
 def test_a_server_without_the_file(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    with pytest.raises(UserError, match=r"could not be fetched from http.*Not Found"):
+    with pytest.raises(UserError, match=r"could not be fetched: http.*404 Not Found"):
         CIFAR10(root=str(tmp_path)).load()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_a_damaged_download_is_told_and_the_next_one_mends_it(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
+def test_a_damaged_download_is_told_and_the_next_one_mends_it(server: Server, tmp_path: Path, damage: str) -> None:
     whole = server.body
     if damage == "cut":
         server.cut = 1000
@@ -161,7 +161,13 @@ def test_a_damaged_download_is_told_and_the_next_one_mends_it(
         CIFAR10(root=str(tmp_path)).load()
     server.body, server.cut = whole, 0
     assert len(CIFAR10(root=str(tmp_path)).load()) == 5 * PER_BATCH
-    assert "is incomplete or damaged; fetching it again" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["cifar-10-python.tar.gz"]
+
+
+def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(server.body[:5000])
+    assert len(CIFAR10(root=str(tmp_path)).load()) == 5 * PER_BATCH
+    assert "(5000 bytes) is incomplete or damaged; fetching it again" in caplog.text
 
 
 def test_a_truncated_archive_without_leave_to_download(server: Server, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cifargan.data.sources import ImageSet
@@ -218,3 +220,31 @@ def test_progress_is_shown_on_a_terminal_alone(
     make().evaluate(sampler(tiny), step=1)
     shown = stderr.getvalue()
     assert ("features of insects train" in shown, "scoring" in shown) == (terminal, terminal)
+
+
+def scored(build: Callable[[], FeatureEvaluator], generator: Generator, n_stop: int) -> list[Record] | str:
+    """The records of one evaluation; `n_stop` says in which process it is asked to stop."""
+    own = dist.get_rank() if dist.is_initialized() else 0
+    try:
+        return build().evaluate(sampler(generator, batch_size=7), step=1, stop=lambda: own == n_stop)
+    except StoppedError as error:
+        return str(error)
+
+
+def test_two_processes_score_what_one_scores(
+    make: Maker, tiny: Generator, in_processes: Callable[..., list[Any]]
+) -> None:
+    build = partial(make, has_logits=True, samples=40, full=True)
+    one = scored(build, tiny, n_stop=-1)
+    assert isinstance(one, list)
+    assert {record.metric.partition("_")[0] for record in one} >= {"fd", "kd", "is", "recall"}
+    # Seven images a batch: the parts of two are not of one size, and three have two batches each.
+    for n in (2, 3):
+        assert in_processes(n, scored, build, tiny, -1) == [one] * n
+
+
+def test_an_evaluation_that_one_process_is_to_stop_ends_in_all(
+    make: Maker, tiny: Generator, in_processes: Callable[..., list[Any]]
+) -> None:
+    build = partial(make, has_logits=True, samples=40)
+    assert in_processes(2, scored, build, tiny, 1) == ["scoring: stopped after 7 of 20 images"] * 2

@@ -15,7 +15,7 @@ from cifargan.evaluation.dinov2 import DINOv2
 from cifargan.evaluation.inception import Inception
 from cifargan.evaluation.reference import FeatureCache
 from cifargan.evaluation.weights import read_state_dict
-from cifargan.strangers import load_tensors
+from cifargan.pickles import load_tensors
 from cifargan.training.checkpoint import State
 
 Refusal = Callable[..., str]
@@ -79,7 +79,7 @@ def test_tensors_that_unpack_to_more_than_their_file(tmp_path: Path, within: Wit
             bomb.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
     (tmp_path / "plain.pt").unlink()
     assert (tmp_path / "bomb.pt").stat().st_size < 2**20
-    with within(64), pytest.raises(ValueError, match="its parts are compressed"):
+    with within(64), pytest.raises(ValueError, match="its parts are larger than the file"):
         load_tensors(tmp_path / "bomb.pt")
 
 
@@ -92,7 +92,7 @@ def test_tensors_that_are_not_what_is_stored(
     tensor: torch.Tensor, tensors_file: Callable[..., Path], within: Within
 ) -> None:
     path = tensors_file({"nested": [{"a": tensor}]})
-    with within(64), pytest.raises(ValueError, match="it holds a tensor that is"):
+    with within(64), pytest.raises(ValueError, match=r"it holds a tensor that is|it names more than"):
         load_tensors(path)
 
 
@@ -128,7 +128,7 @@ LIES = {
     "target": (_set("config.model.generator._target_", "os.system"), "_target_: no such setting"),
     "dotted name": (_set("config.model.generator.name", "os.system"), "no such name"),
     "billion laughs": (_set("config.laughs", _laughs()), "larger than any of ours"),
-    "bytes": (_set("config.name", b"x"), "no plain value"),
+    "bytes": (_set("config.name", b"x"), "is damaged or no checkpoint"),
     "key": (_set("config.data", {1: 2}), "a key that is no text"),
     "no group": (_set("config.model", 3), "does not say what its networks are|expected a group"),
     "no config": (lambda state: state.pop("config"), "does not say what its networks are"),

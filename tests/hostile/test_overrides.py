@@ -57,6 +57,17 @@ def test_a_config_from_outside(resume: Callable[[str], str], own: str, tmp_path:
         assert "that is no setting" in resume(f"- --config-dir={folder.parent}\n{own}- experiment=evil\n")
 
 
+@pytest.mark.parametrize("place", ["model.generator", "loss", "data", "optimizer.generator", "augment"])
+def test_an_experiment_that_names_code(refusal: Refusal, tmp_path: Path, canary: Path, place: str) -> None:
+    folder = tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+    evil = OmegaConf.create({})
+    OmegaConf.update(evil, place, {"_target_": "os.system", "_args_": [f"mkdir {canary}"]})
+    (folder / "evil.yaml").write_text(f"# @package _global_\n{OmegaConf.to_yaml(evil)}")
+    words = ("train", "--config-dir", str(folder.parent), "experiment=evil", "debug=fast", "device=cpu")
+    assert f"{place}._target_: no such setting" in refusal(*words).replace("_args_", "_target_")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -84,7 +95,7 @@ def _laughs() -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["- !!python/object/apply:os.mkdir [canary]\n", _laughs(), "{a: b}", "- [a]", "[" * 3000, "- 5", "\x00", "a: *b"],
+    ["- !!python/object/apply:os.mkdir [canary]\n", _laughs(), "{a: b}", "- [a]", "[" * 90_000, "- 5", "\x00", "a: *b"],
     ids=["tag", "billion laughs", "dict", "nested", "deep", "number", "NUL", "no anchor"],
 )
 def test_what_is_no_list_of_overrides(resume: Callable[[str], str], text: str, canary: Path) -> None:

@@ -1,13 +1,11 @@
 """Two processes that share a batch, against one that has it to itself."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from cifargan.benchmark.presets import compose, narrowed, random_images
@@ -16,24 +14,9 @@ from cifargan.build import build_game
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.training.speed import Switches
 
+InProcesses = Callable[..., list[Any]]
 CPU = torch.device("cpu")
 STEPS = 50
-
-
-def in_processes(n: int, work: Callable[..., Any], *args: Any, folder: Path) -> list[Any]:
-    """What `work(*args)` returns in each of n processes that know each other through gloo."""
-    arguments = (n, work, args, str(folder))
-    mp.start_processes(enter, arguments, nprocs=n, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
-
-
-def enter(rank: int, n: int, work: Callable[..., Any], args: tuple[Any, ...], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n)
-    try:
-        torch.save(work(*args), Path(folder, f"{rank}.pt"))
-    finally:
-        dist.destroy_process_group()
 
 
 def played(recipe: str, accumulate: int) -> dict[str, Any]:
@@ -59,10 +42,10 @@ def played(recipe: str, accumulate: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "accumulate"), [("cdcgan_cbn", 1), ("biggan_lecam_diffaug", 2), ("acbiggan", 1)])
 def test_two_processes_train_what_one_trains(
-    tmp_path: Path, differences: Callable[[Any, Any], list[str]], recipe: str, accumulate: int
+    in_processes: InProcesses, differences: Callable[[Any, Any], list[str]], recipe: str, accumulate: int
 ) -> None:
     one = played(recipe, accumulate)
-    pair = in_processes(2, played, recipe, accumulate, folder=tmp_path)
+    pair = in_processes(2, played, recipe, accumulate)
     for other in pair:
         torch.testing.assert_close(other["weights"], one["weights"], rtol=0, atol=1e-5)
         # The state that a checkpoint keeps is no process's own: any number of them can go on from it.
@@ -88,11 +71,11 @@ def normalised(x: Tensor, upstream: Tensor) -> list[Tensor]:
     return [y.detach(), own.grad, norm.running_mean, norm.running_var]
 
 
-def test_batch_norm_sees_the_images_of_all_processes(tmp_path: Path) -> None:
+def test_batch_norm_sees_the_images_of_all_processes(in_processes: InProcesses) -> None:
     torch.manual_seed(0)
     x, upstream = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64)
     y, gradient, mean, variance = normalised(x, upstream)
-    pair = in_processes(2, normalised, x, upstream, folder=tmp_path)
+    pair = in_processes(2, normalised, x, upstream)
     torch.testing.assert_close(torch.cat([own[0] for own in pair]), y, rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.cat([own[1] for own in pair]), gradient, rtol=0, atol=1e-12)
     for own in pair:

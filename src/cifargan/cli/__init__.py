@@ -5,28 +5,39 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from cifargan import __version__
-from cifargan.cli.errors import report
 from cifargan.errors import UserError, did_you_mean
 
 # Modules, not functions: torch is imported by the command that needs it, so `--help` is instant.
 COMMANDS = {
-    "train": "train a GAN, or go on with a run; every setting can be given as key=value, -m sweeps",
-    "sample": "pictures from a trained generator: class sheets, single files, .npz, interpolations",
-    "evaluate": "FID, IS, KID, precision, recall, density, coverage of a run or of anyone's images",
-    "bench": "how fast training is here, against plain PyTorch that computes the same",
+    "train": "a GAN, or go on with a run; any setting as key=value, -m sweeps",
+    "tune": "search for the settings with the best score",
+    "sample": "pictures from a generator: sheets, files, .npz, interpolations",
+    "evaluate": "FID, IS, KID, precision, recall of a run or of anyone's images",
+    "export": "a generator in one file: safetensors, ONNX, torch.export",
+    "runs": "every run in a table, side by side, as a page to show",
+    "bench": "how fast training is here, against plain PyTorch",
+    "data": "look at images, fetch CIFAR-10, pack a folder into a zip",
+    "ls": "the shipped configs, a line for each: cifargan ls model",
+    "cat": "show a shipped config: cifargan cat experiment/biggan",
+    "cp": "copy one to edit it: cifargan cp experiment/biggan my.yaml",
+    "doctor": "what is here and what is missing: GPU, disk, data, weights",
+    "completion": "a script that lets Tab complete in bash, zsh or fish",
 }
+
+# Those that share a file: command -> module, function.
+SHARED = {"ls": ("configs", "ls"), "cat": ("configs", "cat"), "cp": ("configs", "cp")}
 
 HELP = f"""cifargan {__version__}: train and judge GANs on CIFAR-10 class images
 
-commands:
-{chr(10).join(f"  {name:8} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:10}  {text}" for name, text in COMMANDS.items())}
 
 examples:
-  cifargan train experiment=biggan_lecam_diffaug      the best recipe, on CIFAR-10
-  cifargan train model=biggan loss=hinge              free combination
-  cifargan sample --truncation 0.5 --per-class 100    class sheets from the newest run
+  cifargan train experiment=biggan_lecam_diffaug    the best recipe, on CIFAR-10
+  cifargan train model=biggan loss=hinge            free combination
+  cifargan sample --truncation 0.5                  sheets from the newest run
 
-`cifargan COMMAND --help` says more. --traceback, anywhere, shows where an error comes from.
+`cifargan COMMAND --help` says more.
+--traceback, anywhere, shows where an error comes from.
 """
 
 
@@ -44,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments[0])(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
+        # Hydra and OmegaConf, whose errors are told too, take longer to import than `--help` to print.
+        from cifargan.cli.errors import report
+
         return report(error, traceback=traceback)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
         raise UserError(f"cifargan {name}: no such command{did_you_mean(name, COMMANDS) or '; see cifargan --help'}")
-    run: Callable[[list[str]], int] = import_module(f"cifargan.cli.{name}").run
+    module, function = SHARED.get(name, (name, "run"))
+    run: Callable[[list[str]], int] = getattr(import_module(f"cifargan.cli.{module}"), function)
     return run

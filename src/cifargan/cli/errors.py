@@ -4,15 +4,13 @@ import errno
 import re
 import sys
 import traceback as tracebacks
-from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.config import conf_dir
+from cifargan.cli.shipped import groups as groups
+from cifargan.cli.shipped import known_keys as _known_keys
+from cifargan.cli.shipped import options as options
 from cifargan.errors import UserError, did_you_mean
 from cifargan.strangers import readable
 from cifargan.training.exhaustion import is_out_of_memory
@@ -27,6 +25,9 @@ def report(error: BaseException, *, traceback: bool = False) -> int:
 
     What nobody foresaw keeps its traceback: it is a bug, and the trace is what a report of it needs.
     """
+    if getattr(error, "told", False):
+        # Another process of the same run tells of it.
+        return exit_code(error)
     message = explain(error)
     if traceback or message is None:
         tracebacks.print_exception(error)
@@ -105,38 +106,8 @@ def _no_such_option(path: str) -> str:
 
 def _near(key: str) -> str:
     """Offer keys that are spelt alike, or end alike: `lr` is `optimizer.generator.lr`."""
-    known = sorted(set(_known_keys()))
+    known = sorted({*_known_keys()} - {key})  # which another model may have
     if hint := did_you_mean(key, known):
         return hint
     same_end = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:3]
     return f"; did you mean {' or '.join(same_end)}?" if same_end else "; `cifargan train --cfg job` shows them all"
-
-
-def groups() -> list[str]:
-    """The names of the config groups."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-
-
-def options(group: str) -> list[str]:
-    """The choices of a config group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
-
-
-def _known_keys() -> Iterator[str]:
-    """Every dotted key that some shipped config sets."""
-    for path in conf_dir().rglob("*.yaml"):
-        group = path.parent.relative_to(conf_dir()).as_posix()
-        is_global = group in (".", "experiment", "debug") or "@package _global_" in path.read_text()
-        yield from _flat(path, "" if is_global else f"{group}.")
-
-
-def _flat(path: Path, prefix: str) -> Iterator[str]:
-    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in map(str, node):
-            if key not in ("defaults", "hydra"):
-                yield f"{prefix}{key}"
-                child = node._get_node(key)
-                if isinstance(child, DictConfig) and not child._is_interpolation():
-                    yield from walk(child, f"{prefix}{key}.")
-
-    yield from walk(cast(DictConfig, OmegaConf.load(path)), prefix)

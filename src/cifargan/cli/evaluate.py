@@ -26,9 +26,10 @@ from cifargan.evaluation.measure import Batches, in_batches, measure
 from cifargan.evaluation.memorisation import memorisation
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
+from cifargan.folders import require_no_links_out
 from cifargan.images import labelled_sheet, save_png
-from cifargan.runs import LoadedGenerator, find_run, load_classifier
-from cifargan.training.checkpoint import CheckpointStore, describe, load
+from cifargan.runs import LoadedGenerator, describe_file, find_generator, load_classifier
+from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +187,10 @@ def gap(records: Sequence[Record], extractor: FeatureExtractor) -> list[Record]:
 
 def run_task(options: argparse.Namespace, device: torch.device) -> tuple[FeatureExtractor, Task]:
     """A generator of ours, against the splits of the data that it was trained on."""
-    directory = find_run(options.run, Path(options.root))
-    generator = load_chosen(directory, options)
-    checkpoint = CheckpointStore(directory.checkpoints).find(options.checkpoint)
-    config = describe(load(checkpoint), checkpoint).config
+    source, home = find_generator(options.run, Path(options.root))
+    require_no_links_out(home)
+    generator = load_chosen(source, options)
+    config = describe_file(generator.checkpoint).config
     extractor = extractor_for(options, section(config, "evaluator"), device)
     data = with_settings(section(config, "data"), root=options.data_root)
     look = partial(reference_of, extractor=extractor, device=device, batch_size=options.batch_size)
@@ -210,10 +211,10 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
     protocols = [
         Protocol(
             n=options.samples,
-            subject=str(directory.path),
+            subject=str(source),
             step=generator.step,
             checkpoint=options.checkpoint if options.checkpoint in ("last", "best") else "step",
-            weights=options.weights,
+            weights=generator.weights,
             batch_norm=options.batch_norm,
             truncation=threshold,
             seed=options.seed,
@@ -225,15 +226,15 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
     def batches(protocol: Protocol) -> Batches:
         return generator.sampler.stream(protocol.n, truncation=protocol.truncation, seed=options.seed)
 
-    name = f"step_{generator.step}-{options.weights}-{options.batch_norm}{extractor.suffix}"
+    name = f"step_{generator.step}-{generator.weights}-{options.batch_norm}{extractor.suffix}"
     return extractor, Task(
         passes=[(protocol, lambda protocol=protocol: batches(protocol)) for protocol in protocols],  # type: ignore[misc]
         references=references,
         training=training,
         labelled=generator.conditional,
-        classify=classifier_of(directory.path, generator, options, device),
-        scores=directory.evaluation,
-        pictures=options.out or directory.path / "evaluation" / name,
+        classify=classifier_of(source, generator, options, device),
+        scores=RunDirectory(home).evaluation,
+        pictures=options.out or home / "evaluation" / name,
     )
 
 

@@ -1,13 +1,17 @@
 """Options that several commands share, and the kinds of numbers they take."""
 
+from __future__ import annotations
+
 import argparse
 import re
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cifargan.errors import UserError, did_you_mean
-from cifargan.runs import LoadedGenerator, load_generator
-from cifargan.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from cifargan.runs import LoadedGenerator
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +56,9 @@ def seed(text: str) -> int:
 
 def add_generator_options(p: argparse.ArgumentParser) -> None:
     """Which run, which of its weights, and how they are used."""
-    p.add_argument("run", nargs="?", metavar="RUN", help="folder of the run; default: the newest under --root")
+    p.add_argument(
+        "run", nargs="?", metavar="RUN", help="folder of the run, or a .safetensors file; default: the newest"
+    )
     p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
     p.add_argument("--checkpoint", metavar="WHICH", default="last", help="last, best or a step (default: last)")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
@@ -69,10 +75,13 @@ def add_generator_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def load_chosen(directory: RunDirectory, options: argparse.Namespace) -> LoadedGenerator:
-    """The generator of a run that `add_generator_options` let a user choose."""
+def load_chosen(source: Path, options: argparse.Namespace) -> LoadedGenerator:
+    """The generator of a run, or in a file, that `add_generator_options` let a user choose."""
+    # Commands that load none start without torch.
+    from cifargan.runs import load_generator
+
     return load_generator(
-        directory.path,
+        source,
         checkpoint=options.checkpoint,
         weights=options.weights,
         batch_norm=options.batch_norm,

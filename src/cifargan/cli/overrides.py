@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob
+from hydra.errors import HydraException
 
 from cifargan.cli.errors import groups, options
 from cifargan.errors import UserError, did_you_mean
+from cifargan.folders import require_no_pipes
 from cifargan.runs import all_runs, find_run
-from cifargan.strangers import readable, refusing
+from cifargan.strangers import plain_yaml, readable, refusing
 from cifargan.training.run_directory import RunDirectory
 
 SWEEP = ("-m", "--multirun")
@@ -21,7 +25,6 @@ FLAGS = (*SWEEP, *INFO, *WITH_VALUE, "--resolve", "--hydra-help")
 OVERRIDE = re.compile(r"(\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)(=(?P<value>.*))?", re.DOTALL)
 CHOICE = re.compile(r"[\w-]+(/[\w-]+)*")
 RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
-NO_NAME = re.compile(r"\s*(null|true|false|[-+]?[\d._]+(e[-+]?\d+)?|\[.*)\s*", re.DOTALL | re.IGNORECASE)
 MAX_FILE = 100_000  # bytes
 MAX_REFERENCES = 8  # each can double a text
 
@@ -58,15 +61,31 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def reject_null_groups(overrides: list[str]) -> None:
-    """Hydra has no line for a group that is set to nothing.
+    """Hydra has no line for a group that is set to nothing, or to anything else that is no name.
 
     Raises:
         UserError: there is one.
     """
     for override in overrides:
-        key, value = key_of(override), override.partition("=")[2]
-        if key in groups() and NO_NAME.fullmatch(value):
-            raise UserError(f"{override}: leave it out, or choose from {', '.join(options(key))}")
+        group = key_of(override).partition("@")[0]
+        # A slash is in none but Hydra's own groups.
+        chooses = group in groups() or "/" in group
+        # group={key:value} sets values within it, and chooses nothing.
+        names = (str, dict) if override.partition("=")[0] in groups() else str
+        if chooses and not all(isinstance(choice, names) for choice in _choices(override)):
+            raise UserError(f"{override}: leave it out, or choose from {', '.join(options(group)) or 'its names'}")
+
+
+def _choices(override: str) -> list[Any]:
+    """What an override chooses, as Hydra reads it; nothing where Hydra has a line for it itself."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return []
+    value = parsed.value()
+    if isinstance(value, Glob) or (parsed.is_delete() and value is None):
+        return []
+    return value.list if isinstance(value, ChoiceSweep) else [value]
 
 
 def with_resume(overrides: list[str], *, sweep: bool) -> list[str]:
@@ -87,6 +106,7 @@ def with_resume(overrides: list[str], *, sweep: bool) -> list[str]:
     directory = _latest(now, root) if asked[-1] == "latest" else find_run(asked[-1], root)
     if directory is None:
         return now
+    require_no_pipes(directory.path)
     given = {key_of(override) for override in now} | {"hydra.run.dir"}
     replayed = [override for override in overrides_of(directory.path) if key_of(override) not in given]
     own = [override for override in now if key_of(override) != "hydra.run.dir"]
@@ -119,7 +139,7 @@ def _latest(now: list[str], root: Path) -> RunDirectory | None:
         directory = RunDirectory(Path(fixed[-1]))
         return directory if directory.holds_a_run() else None
     runs = all_runs(root)
-    identity = {key: _value(o) for o in now if (key := key_of(o)) in (*groups(), "name", "seed")}
+    identity = {key: _value(o) for o in now if (key := key_of(o)) in (*groups(), "name", "seed", "init")}
     for run in reversed(runs):
         theirs = {key_of(override): _value(override) for override in overrides_of(run.path)}
         if all(theirs.get(key, "0" if key == "seed" else None) == value for key, value in identity.items()):
@@ -182,11 +202,8 @@ def _listed(file: Path) -> list[str]:
     with refusing(f"{readable(str(file))} is damaged or none of ours: start a new run"):
         if file.stat().st_size > MAX_FILE:
             raise ValueError("no command line is that long")
-        text = file.read_text(encoding="utf-8")
-        # An alias can stand for a thousand others, a tag for an object: ours have neither.
-        if any(isinstance(token, yaml.AliasToken | yaml.TagToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("aliases or tags")
-        lines = yaml.safe_load(text)
+        # Ours is a list, which may be written [].
+        lines = plain_yaml(file.read_text(encoding="utf-8"), brackets=1)
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise TypeError("no list of texts")
         return lines

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from cifargan.parallel import processes
 from cifargan.training.run_directory import RunDirectory, device_name
 from cifargan.training.trainer import Trainer
 
@@ -15,6 +16,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
     model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
     g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (game.g_optimizer, game.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
+    together = f"{processes()} processes, each " if processes() > 1 else ""
     return [
         f"run      {directory.path}",
         f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
@@ -25,6 +27,6 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"scores   {trainer.evaluator.plan}",
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
-        f"device   {device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+        f"device   {together}{device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
         f"speed    {', '.join(game.switches.names()) or 'the plain loop'}",
     ]

@@ -15,9 +15,11 @@ from torch import Tensor
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
+from cifargan.folders import require_no_links_out
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
-from cifargan.runs import LoadedGenerator, find_run
+from cifargan.runs import LoadedGenerator, find_generator
 from cifargan.strangers import readable, refusing
+from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +60,14 @@ def run(arguments: list[str]) -> int:
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"--format {name}: choose from {', '.join(FORMATS)}")
-    directory = find_run(options.run, Path(options.root))
+    source, home = find_generator(options.run, Path(options.root))
+    if options.out is None:
+        require_no_links_out(home)
     if options.training_gif:
-        training_gif(directory.samples, options.out or directory.path / "generated")
+        training_gif(RunDirectory(home).samples, options.out or home / "generated")
         return 0
-    generator = load_chosen(directory, options)
-    out = options.out or directory.path / "generated" / label(generator, options)
+    generator = load_chosen(source, options)
+    out = options.out or home / "generated" / label(generator, options)
     if options.interpolate:
         interpolate(generator, options, out)
         return 0

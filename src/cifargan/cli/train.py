@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
-import shlex
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cifargan.agreement import leads, on_first, together
 from cifargan.build import build_trainer, check, plain
-from cifargan.cli.errors import explain, report
-from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flags, with_resume
+from cifargan.cli.errors import report
+from cifargan.cli.finetuning import starting_point, with_init
+from cifargan.cli.launching import require_launcher
+from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.cli.preflight import preflight
+from cifargan.cli.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
 from cifargan.cli.run_log import RunLog
+from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
+from cifargan.cli.sweep_summary import summarise
 from cifargan.config import conf_dir
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
+from cifargan.parallel import processes
 from cifargan.training.checkpoint import CheckpointStore, State, describe
+from cifargan.training.distributed import joined
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
 from cifargan.training.run_directory import RunDirectory, Status, device_name
@@ -32,21 +42,21 @@ log = logging.getLogger(__name__)
 
 HELP = """cifargan train [key=value ...]
 
-Trains a GAN under outputs/<name>/<time>/. Every setting can be given as key=value, and
-groups of settings are chosen by name:
-  experiment=  a whole recipe          model=      generator and discriminator
-  loss=        bce hinge wasserstein   data=       cifar10 folder digits
-  regularizer= none lecam              augment=    none diffaugment
-  evaluator=   inception inception_full efficientnet_lite0 dinov2 auto none
-  optimizer=   adam rmsprop            trainer=    default
-
-  seed=1  device=cpu  precision=bf16  deterministic=true  trainer.steps=50000  trainer.batch_size=64
-  resume=RUN   go on exactly where a run stopped
-  resume=latest  the same with the newest run, or start one where there is none yet:
-               what a job script can say again and again
-  debug=fast   two steps of everything, on digits
-  -m           a run for each combination of comma-separated values
-  --cfg job    show the composed configuration and stop
+Trains a GAN under outputs/<name>/<time>/. Every setting can be given; groups of
+settings are chosen by name, and `cifargan ls GROUP` explains them:
+  experiment=   a whole recipe           model=      generator, discriminator
+  loss=         bce hinge wasserstein    data=       cifar10 folder digits
+  regularizer=  none lecam cr            augment=    none diffaugment
+  optimizer=    adam rmsprop             evaluator=  inception auto none ...
+  seed=1 device=cpu precision=bf16 deterministic=true trainer.steps=50000 ...
+  resume=RUN    go on exactly where a run stopped; resume=latest: the newest, or
+                start one: what a job script can say again and again
+  debug=fast    two steps of everything, on digits
+  -m            a run for each combination of comma-separated values, a table;
+                with sweep=resume only those that the sweep lacks
+  hydra/launcher=joblib hydra.launcher.n_jobs=2   two runs of a sweep at a time
+  --cfg job     show the composed configuration and stop
+  --config-dir DIR   configs of your own (`cifargan cp` copies one to be edited)
 
 examples:
   cifargan train experiment=quickstart
@@ -70,26 +80,53 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(HELP, end="")
         return 0
+    with joined():
+        return compose_and_train(arguments)
+
+
+def compose_and_train(arguments: list[str]) -> int:
+    """As `run`, where all processes of a run have found each other."""
     flags, overrides = split_flags(arguments)
     sweep = any(flag in SWEEP for flag in flags)
     reject_null_groups(overrides)
-    overrides = with_resume(overrides, sweep=sweep)
-    # Hydra reads the command line itself, and hides errors unless told not to; they are told by `report`.
-    sys.argv = ["cifargan train", *flags, *overrides]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    overrides, go_on = split_sweep(overrides, sweep=sweep)
+    require_launcher(overrides, sweep=sweep or bool(flags))
+    overrides = agreed_overrides(overrides, sweep=sweep)
+    command = ["cifargan train", *flags, *overrides]
+    if sweep:
+        return run_sweep(Sweep(job, command, resume=go_on))
     outcomes: list[Outcome] = []
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
     def task(config: DictConfig) -> None:
-        outcomes.append(job(config, sys.argv))
+        outcomes.append(job(config, command))
 
-    task()
-    if sweep:
-        return summarise(outcomes)
+    with_hydra(task, command)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
     return 0
+
+
+def with_hydra(task: Callable[[DictConfig], None], command: list[str]) -> None:
+    """Let Hydra compose what a command line asks for, and call `task` with it."""
+    # Hydra reads the command line itself, and hides errors unless told not to; they are told by `report`.
+    sys.argv = with_init(command)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
+
+
+def run_sweep(sweep: Sweep) -> int:
+    """Run the jobs of a sweep and sum them up, however it ends."""
+    try:
+        with_hydra(sweep, [*sweep.command, SWEEPER])
+    except KeyboardInterrupt:
+        if not sweep.jobs:
+            raise
+        sweep.stop(signal.SIGINT)
+    except LauncherError as error:
+        report(error)
+    sweep.tidy()
+    return summarise(sweep) if sweep.jobs else 0
 
 
 def job(config: DictConfig, command: list[str]) -> Outcome:
@@ -103,13 +140,10 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
         run_log.file.handleError = _pass_over  # type: ignore[method-assign]
         try:
             resolved = OmegaConf.create(plain(config))
-            check(resolved)
+            on_first(partial(check, resolved))
             result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)
         except Exception as error:
-            if sweep and isinstance(error, InterruptedRunError):
-                # One Ctrl-C ends a sweep, not one of its jobs.
-                raise SystemExit(report(error)) from error
             if sweep and not directory.holds_a_run():
                 # The folder is this job's own, and the only place where one would look for the reason.
                 run_log.begin()
@@ -137,20 +171,35 @@ def claim_and_train(
     config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str], run_log: RunLog
 ) -> Result:
     """Train as the only process on this run directory, which a new run first has to claim."""
-    new = config.resume is None
+    if config.trainer.devices > 1 and processes() == 1:
+        return train_in_processes(config, directory, overrides, command, run_log, claim_and_train)
+    quiet_others()
+    with contextlib.ExitStack() as stack:
+        try:
+            before = on_first(lambda: claim(directory, stack, new=config.resume is None))
+            return train(config, directory, overrides, command, run_log, before)
+        except Exception as error:
+            tell_of_others(error, run_log)
+            raise
+
+
+def claim(directory: RunDirectory, stack: contextlib.ExitStack, *, new: bool) -> dict[str, Any]:
+    """Lock a run directory until `stack` is left, and say how the run in it had stood before."""
     if new:
         directory.claim()
     # Whether a process had died here cannot be told any more by whoever holds the lock himself.
     before = directory.status()
-    with directory.lock() as lock:
-        try:
-            if new:
-                # Once more: another process may have begun a run here before this one had the lock.
-                directory.claim()
-            return train(config, directory, overrides, command, run_log, before)
-        finally:
-            if not directory.holds_a_run():
-                lock.forget()
+    lock = stack.enter_context(directory.lock())
+
+    def forget_failed_start() -> None:
+        if not directory.holds_a_run():
+            lock.forget()
+
+    stack.callback(forget_failed_start)
+    if new:
+        # Once more: another process may have begun a run here before this one had the lock.
+        directory.claim()
+    return before
 
 
 def train(
@@ -162,38 +211,49 @@ def train(
     before: dict[str, Any],
 ) -> Result:
     """Start or go on with the run in `directory`, whose status was `before`, and record how it ends."""
-    found = newest_checkpoint(directory, before) if config.resume is not None else None
+    found = on_first(lambda: newest_checkpoint(directory, before)) if config.resume is not None else None
     state = None
     if found is not None:
         state = found[1]
-        if message := over(state, config, directory, before):
+        if message := on_first(partial(over, state, config, directory, before)):
             log.info("%s %s", directory.path, message)
             return Result(state["step"], state["best"]["step"], state["best"]["score"])
     first_step = 0 if state is None else int(state["step"])
-    trainer = build_trainer(config, directory, state=state)
-    # Everything fits: from here on the folder holds a run, and this start belongs to it.
-    run_log.begin()
-    directory.remove_partial_files()
-    if found is not None:
-        trainer.checkpoints.mend(*found)
-    save_config(config, directory, overrides)
-    if state is not None:
-        died = ", whose process died" if before.get("died") else ""
-        log.info("going on from step %d of %s%s", first_step, directory.path, died)
-    images = trainer.images
-    directory.add_provenance(
-        command=command,
-        seed=config.seed,
-        device=device_name(trainer.game.device),
-        precision=trainer.game.precision.name,
-        speed=trainer.game.switches.names(),
-        first_step=first_step,
-        data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
-    )
-    directory.set_status("running", step=first_step)
-    trainer.tracker.text("config", OmegaConf.to_yaml(config))
-    for line in preflight(config, trainer, directory):
-        log.info(line)
+    # A run that was interrupted before its first checkpoint starts where it had started.
+    fresh = state is None and config.init is not None
+    start = together(lambda: starting_point(config.init, Path(config.output_root))) if fresh else None
+    trainer = build_trainer(config, directory, state=state, start=start)
+
+    def begin() -> None:
+        # Everything fits: from here on the folder holds a run, and this start belongs to it.
+        run_log.begin()
+        directory.remove_partial_files()
+        if found is not None:
+            trainer.checkpoints.mend(*found)
+        save_config(config, directory, overrides)
+        if state is not None:
+            died = ", whose process died" if before.get("died") else ""
+            log.info("going on from step %d of %s%s", first_step, directory.path, died)
+        images = trainer.images
+        directory.add_provenance(
+            command=command,
+            seed=config.seed,
+            device=device_name(trainer.game.device),
+            processes=processes(),
+            precision=trainer.game.precision.name,
+            speed=trainer.game.switches.names(),
+            first_step=first_step,
+            data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
+            **({} if start is None else {"init": start.facts()}),
+        )
+        directory.set_status("running", step=first_step)
+        trainer.tracker.text("config", OmegaConf.to_yaml(config))
+        for line in preflight(config, trainer, directory):
+            log.info(line)
+        for line in [] if start is None else start.lines(images.classes):
+            log.info(line)
+
+    on_first(begin)
     status: Status = "failed"
     details: dict[str, Any] = {}
     try:
@@ -213,7 +273,8 @@ def train(
         raise
     finally:
         try:
-            directory.set_status(status, step=trainer.step, **trainer.recovered(), **details)
+            if leads():
+                directory.set_status(status, step=trainer.step, **trainer.recovered(), **details)
         except UserError as error:
             # It must not hide why the run ended; without it the run counts as interrupted, which it was.
             log.warning("%s", error)
@@ -269,19 +330,3 @@ def save_config(config: DictConfig, directory: RunDirectory, overrides: list[str
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     # Last: a start counts as one to be replayed when this is there.
     write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)).encode())
-
-
-def summarise(outcomes: list[Outcome]) -> int:
-    """Print a table of a sweep's jobs; 2 if any failed."""
-    print(f"\n{'job':>3}  {'status':8}  {'step':>8}  {'best':>10}  overrides")
-    for number, outcome in enumerate(outcomes):
-        result = outcome.result
-        status = "failed" if result is None else "finished"
-        step = "-" if result is None else str(result.step)
-        best = "-" if result is None or result.best_score is None else f"{result.best_score:.4g}"
-        print(f"{number:>3}  {status:8}  {step:>8}  {best:>10}  {shlex.join(outcome.overrides)}")
-        if outcome.error is not None:
-            print(f"     {explain(outcome.error) or repr(outcome.error)}")
-    failed = sum(outcome.error is not None for outcome in outcomes)
-    print(f"{len(outcomes) - failed} of {len(outcomes)} jobs finished, in {outcomes[0].directory.parent}")
-    return 2 if failed else 0

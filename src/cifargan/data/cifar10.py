@@ -1,27 +1,22 @@
-"""CIFAR-10 as its authors publish it, fetched and verified by torchvision."""
+"""CIFAR-10 as its authors publish it, fetched, verified, and unpacked by torchvision."""
 
-import http.client
 import logging
-import socket
-import urllib.error
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+from torchvision.datasets.utils import extract_archive
 
 from cifargan.data.cache import cache_dir
+from cifargan.data.fetching import Published, fetch, partial_path
 from cifargan.data.sources import ImageSet, ImageSource, choose, resize
 from cifargan.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_TIMEOUT = 30.0  # seconds of silence after which a server counts as out of reach
 
 
 class CIFAR10(ImageSource):
@@ -55,7 +50,7 @@ class CIFAR10(ImageSource):
             raise UserError("data.splits: name at least one of train, test")
         self.root = Path(root).expanduser() if root else cache_dir() / "cifar10"
         self.download = download
-        self._archive = self.root / datasets.CIFAR10.filename
+        self.archive = self.root / datasets.CIFAR10.filename
 
     def load(self) -> ImageSet:
         """Read the splits, fetching the archive first where it is needed and allowed.
@@ -71,6 +66,11 @@ class CIFAR10(ImageSource):
             parts.append((resize(images, self.image_size), torch.tensor(data.targets, dtype=torch.int64)))
             names = data.classes
         return self._assemble(parts, name="cifar10", splits=self.splits, classes=names)
+
+    def is_unpacked(self) -> bool:
+        """Whether the files are there that the archive holds; they are checked when they are read."""
+        names = [name for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list)]
+        return all((self.root / datasets.CIFAR10.base_folder / name).is_file() for name in names)
 
     def _open(self, *, train: bool) -> datasets.CIFAR10:
         with warnings.catch_warnings():
@@ -88,40 +88,31 @@ class CIFAR10(ImageSource):
 
     def _fetch(self) -> None:
         """Unpack the archive if it is there and whole, fetch it otherwise."""
-        by_hand = (
-            f"copy {self._archive.name} to {self._archive} by hand, or use data=folder data.root=... or data=digits"
+        by_hand = f"copy {self.archive.name} to {self.archive} by hand, or use data=folder data.root=... or data=digits"
+        published = Published(
+            title="CIFAR-10", url=datasets.CIFAR10.url, algorithm="md5", checksum=datasets.CIFAR10.tgz_md5
         )
-        found = self._archive.exists()
-        whole = check_integrity(self._archive, datasets.CIFAR10.tgz_md5)
-        state = "is incomplete or damaged" if found else "is not there"
-        if not whole and not self.download:
-            raise UserError(f"CIFAR-10: {self._archive} {state} and data.download=false: {by_hand}")
-        if found and not whole:
-            size = self._archive.stat().st_size
-            logger.warning("CIFAR-10: %s (%d bytes) is incomplete or damaged; fetching it again", self._archive, size)
-        url, md5 = datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5
+        if not published.is_whole(self.archive):
+            self._require_leave(by_hand)
+            self._store(lambda: fetch(published, self.archive), by_hand)
+        self._store(lambda: extract_archive(str(self.archive), str(self.root)), by_hand)
+
+    def _require_leave(self, by_hand: str) -> None:
+        """Say what is wrong with the archive, and stop where none may be fetched."""
+        found = self.archive.exists()
+        begun = found or partial_path(self.archive).exists()
+        if not self.download:
+            state = "is incomplete or damaged" if begun else "is not there"
+            raise UserError(f"CIFAR-10: {self.archive} {state} and data.download=false: {by_hand}")
+        if found:
+            size = self.archive.stat().st_size
+            logger.warning("CIFAR-10: %s (%d bytes) is incomplete or damaged; fetching it again", self.archive, size)
+        logger.info("fetching CIFAR-10 (170 MB) to %s", self.archive)
+
+    def _store(self, work: Callable[[], None], by_hand: str) -> None:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with _patience(_TIMEOUT):
-                # An archive that is whole is unpacked without a word to the server.
-                download_and_extract_archive(url, self.root, filename=self._archive.name, md5=md5)
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UserError(f"CIFAR-10 could not be fetched from {url} ({reason}): {by_hand}") from error
+            work()
+        except UserError as error:
+            raise UserError(f"CIFAR-10 could not be fetched: {error}: try again, or {by_hand}") from error
         except OSError as error:
             raise UserError(f"CIFAR-10 cannot be stored in data.root={self.root}: {error}") from error
-        except RuntimeError as error:
-            raise UserError(
-                f"CIFAR-10: what came from {url} is incomplete or not the archive (wrong MD5): try again, or {by_hand}"
-            ) from error
-
-
-@contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Give up on a silent server; torchvision sets no time limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -2,15 +2,17 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from cifargan import parallel
+from cifargan.agreement import gathered, on_first, together
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.compare import NEIGHBOURS, caveats, details, distances, own_scores
 from cifargan.evaluation.features import FeatureExtractor
-from cifargan.evaluation.measure import measure
+from cifargan.evaluation.measure import Measurement, Seen, look
 from cifargan.evaluation.metrics import IS_SPLITS
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference, reference_of
@@ -19,6 +21,7 @@ from cifargan.sampling import Sampler
 log = logging.getLogger(__name__)
 
 SEED = 1  # of the latents that are scored: always the same ones, so that scores of two steps differ by the step alone
+LABEL = "scoring"
 Stop = Callable[[], bool]
 
 
@@ -181,15 +184,35 @@ class FeatureEvaluator(Evaluator):
             batch_norm=sampler.batch_norm,
             seed=SEED,
         )
-        batches = sampler.stream(n, seed=SEED)
-        fake = measure(batches, n, self.extractor, device=self.device, label="scoring", keep_images=1, stop=stop)
-        records = own_scores(fake, self.extractor, protocol)
-        for reference in references():
-            comparison = fake, reference, self.extractor, protocol
-            records += distances(*comparison, device=self.device)
-            if self.full:
-                records += details(*comparison, device=self.device, labelled=bool(sampler.classes))
-        return records
+        seen = self._seen(sampler, n, stop)
+
+        def records() -> list[Record]:
+            measurement = Measurement(n, self.extractor, device=self.device, keep_images=1)
+            for batch in seen:
+                measurement.add(batch)
+            fake = measurement.result(LABEL)
+            records = own_scores(fake, self.extractor, protocol)
+            for reference in references():
+                comparison = fake, reference, self.extractor, protocol
+                records += distances(*comparison, device=self.device)
+                if self.full:
+                    records += details(*comparison, device=self.device, labelled=bool(sampler.classes))
+            return records
+
+        return on_first(records)
+
+    def _seen(self, sampler: Sampler, n: int, stop: Stop) -> Iterable[Seen]:
+        """What the extractor sees in n images. Several processes share the work, and the first gets all of it."""
+
+        def part_of(rank: int, processes: int) -> Iterator[Seen]:
+            batches = sampler.stream(n, seed=SEED, part=(rank, processes))
+            return look(batches, n // processes, self.extractor, device=self.device, label=LABEL, stop=stop)
+
+        rank, processes = parallel.rank(), parallel.processes()
+        if processes == 1:
+            return part_of(0, 1)
+        own = together(lambda: [seen.cpu() for seen in part_of(rank, processes)])
+        return [seen for part in gathered(own) for seen in part]
 
     def _reference(self, images: ImageSet, stop: Stop = never) -> Reference:
         return reference_of(images, self.extractor, device=self.device, batch_size=self.batch_size, stop=stop)

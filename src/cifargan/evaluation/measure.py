@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,83 @@ class Measured:
         return len(self.features)
 
 
+class Seen(NamedTuple):
+    """What an extractor saw in a batch."""
+
+    features: Tensor  # (B, d)
+    logits: Tensor | None  # (B, K), from an extractor that has fitting ones
+    labels: Tensor  # (B,) int64
+    images: Tensor  # (B, 3, H, W) uint8
+
+    def cpu(self) -> "Seen":
+        """The same in the host's memory, with but the first of the images."""
+        logits = None if self.logits is None else self.logits.cpu()
+        return Seen(self.features.cpu(), logits, self.labels.cpu(), self.images[:1].cpu())
+
+
+class Measurement:
+    """Sums up what is seen, batch by batch.
+
+    Moments are summed on the device in float64 as features come; the features themselves, which kernel and manifold
+    metrics need, gather on the CPU (50,000 of Inception's take 0.4 GB).
+
+    Args:
+        total: N, at least 2.
+        extractor: where the features come from.
+        device: where it runs.
+        keep_images: how many of the first images to keep.
+    """
+
+    def __init__(self, total: int, extractor: FeatureExtractor, *, device: torch.device, keep_images: int = 0) -> None:
+        # Copied into without waiting: the device goes on with the next batch.
+        pinned = device.type == "cuda"
+        self.total = total
+        self.keep_images = keep_images
+        self.done = 0
+        self._features = torch.empty(total, extractor.dim, pin_memory=pinned)
+        self._labels = torch.empty(total, dtype=torch.int64, pin_memory=pinned)
+        self._sums = GaussianSums(extractor.dim, device=device)
+        splits = extractor.has_logits and total >= IS_SPLITS
+        self._classes = InceptionScoreSums(total, device=device) if splits else None
+        self._kept: list[Tensor] = []
+
+    def add(self, seen: Seen) -> None:
+        """Add the next batch."""
+        part = slice(self.done, self.done + len(seen.labels))
+        self._features[part].copy_(seen.features, non_blocking=True)
+        self._labels[part].copy_(seen.labels, non_blocking=True)
+        self._sums.update(seen.features)
+        if self._classes is not None and seen.logits is not None:
+            self._classes.update(seen.logits)
+        if self.done < self.keep_images:
+            self._kept.append(seen.images[: self.keep_images - self.done].cpu())
+        self.done = part.stop
+
+    def result(self, label: str) -> Measured:
+        """What is known after the last batch.
+
+        Args:
+            label: what was done, for an error.
+
+        Raises:
+            UserError: the features are not finite, or there were fewer than two images, or others than expected.
+        """
+        if self.done != self.total:
+            raise UserError(f"{label}: {self.done} images came where {self.total} were expected")
+        try:
+            gaussian = self._sums.result()  # which waits for the device, and so for every copy
+            score = self._classes.result() if self._classes is not None else None
+        except ValueError as error:
+            raise UserError(f"{label}: {error}") from error
+        return Measured(
+            features=self._features,
+            labels=self._labels,
+            gaussian=gaussian,
+            inception_score=score,
+            images=torch.cat(self._kept) if self._kept else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        )
+
+
 def measure(
     batches: Batches,
     total: int,
@@ -52,9 +130,6 @@ def measure(
     stop: Callable[[], bool] = lambda: False,
 ) -> Measured:
     """Look at images once.
-
-    Moments are summed on the device in float64 as features come; the features themselves, which kernel and manifold
-    metrics need, gather on the CPU (50,000 of Inception's take 0.4 GB).
 
     Args:
         batches: images and labels, `total` in all.
@@ -69,43 +144,29 @@ def measure(
         UserError: the features are not finite, or there are fewer than two images.
         StoppedError: `stop` said so.
     """
-    # Copied into without waiting: the device goes on with the next batch.
-    pinned = device.type == "cuda"
-    features = torch.empty(total, extractor.dim, pin_memory=pinned)
-    labels = torch.empty(total, dtype=torch.int64, pin_memory=pinned)
-    sums = GaussianSums(extractor.dim, device=device)
-    classes = InceptionScoreSums(total, device=device) if extractor.has_logits and total >= IS_SPLITS else None
-    kept: list[Tensor] = []
-    done = 0
+    measurement = Measurement(total, extractor, device=device, keep_images=keep_images)
+    for seen in look(batches, total, extractor, device=device, label=label, stop=stop):
+        measurement.add(seen)
+    return measurement.result(label)
+
+
+def look(
+    batches: Batches,
+    total: int,
+    extractor: FeatureExtractor,
+    *,
+    device: torch.device,
+    label: str,
+    stop: Callable[[], bool],
+) -> Iterator[Seen]:
+    """Yield what the extractor sees in each batch, on the device; arguments and errors as of `measure`."""
     with Progress(total, label=label, unit="image") as progress:
         for images, y in batches:
             seen = extractor.extract(images.to(device))
-            part = slice(done, done + len(images))
-            features[part].copy_(seen.features, non_blocking=True)
-            labels[part].copy_(y, non_blocking=True)
-            sums.update(seen.features)
-            if classes is not None and seen.logits is not None:
-                classes.update(seen.logits)
-            if done < keep_images:
-                kept.append(images[: keep_images - done].cpu())
-            done += len(images)
+            yield Seen(seen.features, seen.logits, y, images)
             progress.update(len(images))
             if stop():
-                raise StoppedError(f"{label}: stopped after {done} of {total} images")
-    if done != total:
-        raise UserError(f"{label}: {done} images came where {total} were expected")
-    try:
-        gaussian = sums.result()  # which waits for the device, and so for every copy
-        score = classes.result() if classes is not None else None
-    except ValueError as error:
-        raise UserError(f"{label}: {error}") from error
-    return Measured(
-        features=features,
-        labels=labels,
-        gaussian=gaussian,
-        inception_score=score,
-        images=torch.cat(kept) if kept else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
-    )
+                raise StoppedError(f"{label}: stopped after {progress.done} of {total} images")
 
 
 def in_batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

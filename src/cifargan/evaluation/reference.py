@@ -21,7 +21,8 @@ from cifargan.evaluation.metrics import Gaussian
 from cifargan.evaluation.records import ReferenceCard
 from cifargan.evaluation.weights import sha256_of
 from cifargan.files import write_atomically
-from cifargan.strangers import ArrayFile, load_tensors, readable, refusing
+from cifargan.pickles import load_tensors
+from cifargan.strangers import ArrayFile, readable, refusing
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
-from cifargan.strangers import load_tensors, readable
+from cifargan.pickles import load_tensors
+from cifargan.strangers import readable
 
 CHUNK = 2**20  # bytes fetched at a time
 PATIENCE = 30.0  # seconds without a byte before a download counts as broken

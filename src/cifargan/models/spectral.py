@@ -74,7 +74,12 @@ class SpectralNorm(nn.Module):
         return weight / self.sigma(weight) if self.held is None else self.held
 
     def iterate_(self, weight: Tensor) -> None:
-        """Move u and v by one power iteration: v <- W^T u / |W^T u|, then u <- W v / |W v|."""
+        """Move u and v by one power iteration: v <- W^T u / |W^T u|, then u <- W v / |W v|.
+
+        Nothing happens to a weight without data (on `meta`), where torch takes milliseconds for each product.
+        """
+        if weight.is_meta:
+            return
         with torch.no_grad(), full_precision(weight):
             matrix = self.matrix(weight)
             self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=self.eps))
@@ -97,6 +102,20 @@ def spectral_norm(module: ModuleT, *, enabled: bool = True, eps: float = 1e-6) -
         parametrization = SpectralNorm(weight, output_dim=output_dim(module), eps=eps)
         parametrize.register_parametrization(module, "weight", parametrization)
     return module
+
+
+def remove_spectral_norm_(network: nn.Module) -> None:
+    """Put every normalised weight in the place of the one that is trained: the same function, with plain weights.
+
+    The weights are those that a forward pass uses, to the last bit.
+    """
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            weight = nn.Parameter(cast(Tensor, module.weight).detach(), trained_weight(module).requires_grad)
+            # Not by torch's own function, which changes a class that copies of the module share.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.weight = weight
 
 
 def trained_weight(module: nn.Module) -> nn.Parameter:
@@ -166,7 +185,9 @@ _Pair: TypeAlias = tuple[SpectralNorm, nn.Parameter]
 def _normalised_weights(network: nn.Module) -> Iterator[_Pair]:
     for module in network.modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(norm := module[0], SpectralNorm):
-            yield norm, module.get_parameter("original")
+            weight = module.get_parameter("original")
+            if not weight.is_meta:
+                yield norm, weight
 
 
 def _by_shape(network: nn.Module) -> list[list[_Pair]]:

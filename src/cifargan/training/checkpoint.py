@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from cifargan.config import from_file
 from cifargan.errors import UserError
 from cifargan.files import remove_partial_files, write_atomically
-from cifargan.strangers import load_tensors, readable, refusing, require_names
+from cifargan.pickles import load_tensors
+from cifargan.strangers import readable, refusing, require_names
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ def load(path: Path) -> State:
             while state["format"] != FORMAT:
                 state = MIGRATIONS[state["format"]](state)
         return cast(State, state)
-    raise UserError(f"{path} has checkpoint format {readable(str(found))}; this version reads format {FORMAT}")
+    # Lists within lists cannot always be written out.
+    said = readable(str(found)) if isinstance(found, int | str) else type(found).__name__
+    raise UserError(f"{path} has checkpoint format {said}; this version reads format {FORMAT}")
 
 
 def _is_sealed(path: Path) -> bool:

@@ -387,12 +387,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) ->
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """While entered, a network's own weights get no gradients: the other player's step has no use for them."""
-    network.requires_grad_(False)
+    """While entered, a network's own weights get no gradients: the other player's step has no use for them.
+
+    Those that got none before get none afterwards either.
+    """
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 def _mean_of(parts: list[Metrics]) -> Metrics:

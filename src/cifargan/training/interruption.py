@@ -3,7 +3,9 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
+
+from cifargan import parallel
 
 
 class InterruptedRunError(Exception):
@@ -17,11 +19,16 @@ class InterruptedRunError(Exception):
         super().__init__(message)
         self.signal = number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How one process hands it on to another."""
+        return type(self), (self.signal, str(self))
+
 
 class Interruption:
     """While entered, turns SIGINT and SIGTERM into a request that the loop reads between steps.
 
-    The second request of the same kind is not caught: it stops the process at once.
+    The second request of the same kind is not caught: it stops the process at once. One process of several hears of
+    each request twice, from the terminal and from whoever started it, so there the second counts as the first.
     """
 
     def __init__(self) -> None:
@@ -42,4 +49,5 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self.requested = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if parallel.processes() == 1:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

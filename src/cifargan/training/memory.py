@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from cifargan import parallel
 from cifargan.training.rng import restore_rng, rng_state
 
 
 def may_try_again(device: torch.device) -> bool:
     """Whether an update can be repeated here: not while it is being recorded, nor when other processes wait for it."""
-    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return not (together or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()))
+    return not (parallel.processes() > 1 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()))
 
 
 class Undo:

@@ -1,6 +1,7 @@
 """What a run does about itself when its numbers stop being numbers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,11 @@ class DivergedError(UserError):
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(f"{reason}{advice}")
         self.reason = reason
+        self._advice = advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How one process hands it on to another."""
+        return type(self), (self.reason, self._advice)
 
 
 def networks_of(game: Game) -> dict[str, nn.Module]:

@@ -1,4 +1,9 @@
-"""The folder that a run leaves behind, and what it says about where its figures come from."""
+"""The folder that a run leaves behind, and what it says about where its figures come from.
+
+Listing runs must not take the seconds that torch does: it is imported where a device is named.
+"""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -10,13 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from cifargan.errors import UserError
+from cifargan.errors import UserError, did_you_mean
 from cifargan.files import remove_partial_files, write_atomically, write_json
+from cifargan.folders import require_no_links_out, require_no_pipes
 from cifargan.training.lock import RunLock, is_locked
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +58,7 @@ class RunDirectory:
 
     def holds_a_run(self) -> bool:
         """Whether a training has been started here before."""
-        return (self.path / "provenance.json").exists()
+        return (self.path / "provenance.json").is_file()
 
     def claim(self) -> None:
         """Make the folder for a new run.
@@ -69,7 +76,12 @@ class RunDirectory:
             raise UserError(f"could not make the run directory {self.path}: {error.strerror}") from error
 
     def lock(self) -> RunLock:
-        """What keeps a second process off this run while it is entered; the folder must be there."""
+        """What keeps a second process off this run while it is entered; the folder must be there.
+
+        Raises:
+            UserError: something in the folder is a link to the outside, through which training would write.
+        """
+        require_no_links_out(self.path)
         return RunLock(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -151,6 +163,42 @@ class RunDirectory:
             self.write_json("provenance.json", {"sessions": sessions})
 
 
+def all_runs(root: Path) -> list[RunDirectory]:
+    """Every run below a folder, the one that was started last at the end."""
+    found = [path.parent for path in root.rglob("provenance.json") if path.is_file()]
+    return [RunDirectory(path) for path in sorted(found, key=_started)]
+
+
+def _started(path: Path) -> tuple[str, int]:
+    """When a run was first started, as text that sorts by time; within a second, when its file was written."""
+    file = path / "provenance.json"
+    try:
+        return str(json.loads(file.read_text())["sessions"][0]["started"]), file.stat().st_mtime_ns
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "", 0
+
+
+def find_run(name: str | None, root: Path = Path("outputs")) -> RunDirectory:
+    """A run by its path, by its path below `root`, or the newest (`latest` or None).
+
+    Raises:
+        UserError: there is no such run, or it holds a pipe or a device.
+    """
+    runs = all_runs(root)
+    if name in (None, "latest"):
+        if not runs:
+            raise UserError(f"there is no run under {root}: train one first (cifargan train), or name its folder")
+        require_no_pipes(runs[-1].path)
+        return runs[-1]
+    for path in (Path(str(name)), root / str(name)):
+        if RunDirectory(path).holds_a_run():
+            require_no_pipes(path)
+            return RunDirectory(path)
+    near = did_you_mean(str(name), [str(run.path) for run in runs])
+    hint = near or (f"; the newest is {runs[-1].path}" if runs else f"; there is none under {root} either")
+    raise UserError(f"there is no run at {name}{hint}")
+
+
 def versions() -> dict[str, str]:
     """The versions that decide a run's arithmetic."""
     packages = ("cifargan", "torch", "torchvision", "torchmetrics", "torch-fidelity", "hydra-core", "numpy")
@@ -173,4 +221,6 @@ def git_state(directory: Path) -> dict[str, Any] | None:
 
 def device_name(device: torch.device) -> str:
     """A device as its maker calls it."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from cifargan import parallel
+
 
 class RunningMeans(Metric):
     """The mean of each named scalar since the last reset, with one small kernel a step and no wait for the device.
@@ -47,9 +49,17 @@ class RunningMeans(Metric):
         return dict(zip(self.names, means, strict=True))
 
     def first_bad(self) -> tuple[str, int] | None:
-        """The first term that was not finite, and its step. Waits for the device."""
-        steps: list[Any] = self.first_bad_step.tolist()
+        """The first term that was not finite in any process, and its step. Waits for the device."""
+        steps: list[int] = parallel.smallest(self.first_bad_step).tolist()
         worst = min(range(len(steps)), key=steps.__getitem__)
         if steps[worst] == torch.iinfo(torch.int64).max:
             return None
         return self.names[worst], steps[worst]
+
+    def shared_state(self) -> dict[str, Any]:
+        """What `load_state_dict` takes, the same for any number of processes: the average over those there are."""
+        return {
+            "total": parallel.averaged(self.total),
+            "count": parallel.averaged(self.count),
+            "first_bad_step": parallel.smallest(self.first_bad_step),
+        }

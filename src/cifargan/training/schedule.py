@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cifargan import parallel
 from cifargan.errors import UserError
 
 COUNTS = (
-    *("steps", "batch_size", "d_steps", "accumulate"),
+    *("steps", "batch_size", "d_steps", "accumulate", "devices"),
     *("log_every", "sample_every", "samples_per_class", "checkpoint_every", "keep"),
 )
 
@@ -29,6 +30,8 @@ class Schedule:
         on_divergence: what to do when a loss, a gradient or a weight is no longer finite: `stop`, or `rollback` to the
             last good state, with new noise and half the learning rates.
         max_rollbacks: how often to do that before the run stops all the same.
+        devices: processes on this machine that share each batch, each with a device of its own. Where they were started
+            by torchrun, its number counts.
         fits_memory: whether an update that runs out of memory is split further; `trainer.accumulate=auto` means that.
 
     Raises:
@@ -47,6 +50,7 @@ class Schedule:
     lr_decay_from: int | None = None
     on_divergence: Literal["stop", "rollback"] = "stop"
     max_rollbacks: int = 3
+    devices: int = 1
     fits_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +64,15 @@ class Schedule:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} does not divide into trainer.accumulate={self.accumulate} parts"
             )
+        processes = max(self.devices, parallel.processes())
+        if self.micro_batch % processes:
+            parts = f"{self.accumulate} parts (trainer.accumulate) for " if self.accumulate > 1 else ""
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} does not divide into {parts}{processes} devices: choose a multiple "
+                f"of {self.accumulate * processes}"
+            )
+        if self.fits_memory and processes > 1:
+            raise UserError("trainer.accumulate=auto works on one device alone: give a number")
         if self.lr_decay_from is not None and not 0 <= self.lr_decay_from <= self.steps:
             raise UserError(
                 f"trainer.lr_decay_from={self.lr_decay_from}: must lie between 0 and trainer.steps={self.steps}"

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import nn
 
+from cifargan.errors import UserError
 from cifargan.models.resampling import fold_
 
 CompileMode = Literal["off", "default", "max-autotune"]
@@ -105,6 +106,7 @@ class Speed:
         host_sees_gradients: bool,
         faster_forms: Callable[..., tuple[bool, bool]],
         before: Switches | None = None,
+        alone: bool = True,
     ) -> Switches:
         """Decide.
 
@@ -114,7 +116,15 @@ class Speed:
             host_sees_gradients: whether an update's size depends on what the host reads, as with fp16's loss scale.
             faster_forms: times the folded forms; called with `channels_last`, says whether (up, down) pay.
             before: what a run that goes on had decided; a second timing might end otherwise, and its bits differ.
+            alone: whether one process trains; what several say to each other is neither recorded nor compiled.
+
+        Raises:
+            UserError: several processes were asked for one of these.
         """
+        if not alone:
+            for key, value in (("graph", self.graph), ("compile", self.compile not in ("auto", "off"))):
+                if value:
+                    raise UserError(f"trainer.{key}={getattr(self, key)} works on one device alone: leave it out")
         auto = self.speed == "auto"
         cuda = device.type == "cuda"
         known = device.type in ("cuda", "cpu")
@@ -142,7 +152,7 @@ class Speed:
             fold_up=fold_up,
             fold_down=fold_down,
             compile="off" if self.compile == "auto" else self.compile,
-            graph=_either(self.graph, default.graph),
+            graph=alone and _either(self.graph, default.graph),
         )
 
 

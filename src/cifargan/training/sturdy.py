@@ -56,7 +56,7 @@ class SturdyTracker(Tracker):
             self._hook(what)
 
     def rewind(self, step: int) -> None:
-        """Forget everything after `step`, from which the run goes on once more."""
+        """As of `Tracker`."""
         self._waiting = []
         self._attempt("metrics.jsonl", lambda: self._reopen(lambda: self._forget_after(step)))
         self._attempt("TensorBoard's events", lambda: self._new_writer(step))

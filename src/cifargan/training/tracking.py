@@ -25,7 +25,49 @@ log = logging.getLogger(__name__)
 SHOWN = {"loss/discriminator": "D", "loss/generator": "G", "accuracy/real": "real", "accuracy/fake": "fake"}
 
 
-class Tracker:
+class Tracking:
+    """What a run says about itself while it trains; of several processes, all but the first say nothing, as this does.
+
+    Args:
+        directory: the run's folder.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars under one step."""
+
+    def records(self, step: int, records: Sequence[Record], more: Mapping[str, float]) -> None:
+        """Record scores."""
+
+    def hyperparameters(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Record what the run was and what came of it."""
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        """Record a text."""
+
+    def image(self, name: str, image: Tensor, step: int, *, file: str | None = None) -> None:
+        """Record a picture (3, H, W) uint8."""
+
+    def advance(self, step: int) -> None:
+        """Show that `step` is done."""
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the latest figures."""
+
+    def rewind(self, step: int) -> None:
+        """Forget what was said after `step`."""
+
+
+class Tracker(Tracking):
     """Writes everything that a run says about itself while it trains.
 
     Args:
@@ -36,7 +78,7 @@ class Tracker:
     """
 
     def __init__(self, directory: RunDirectory, *, steps: int, first_step: int = 0) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.steps = steps
         self.first_step = first_step
         self.started = time.monotonic()
@@ -105,6 +147,15 @@ class Tracker:
     def advance(self, step: int) -> None:
         """Move the bar to `step`."""
         self.bar.update(step - self.bar.n)
+
+    def rewind(self, step: int) -> None:
+        """Forget everything after `step`, from which the run goes on once more."""
+        self.metrics.close()
+        self._forget_after(step)
+        self.metrics = self.directory.metrics.open("a", encoding="utf-8")
+        self.writer.close()
+        self.writer = SummaryWriter(str(self.directory.path), purge_step=step + 1)
+        self.advance(step)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Show the latest figures: beside the bar, or as a plain line where there is no terminal."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifargan import parallel
+from cifargan.agreement import Request, is_known_to_all, on_first
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop
@@ -24,10 +27,21 @@ from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
-from cifargan.training.sturdy import SturdyTracker
+from cifargan.training.tracking import Tracking
 from cifargan.training.watch import CollapseWatch, ScoreWatch, spread
 
 log = logging.getLogger(__name__)
+
+# Called with each evaluation's step, records and monitored key, by whoever started the training; may raise to end it.
+# In the context, as what lies between has no business with it.
+Watcher = Callable[[int, list[Record], str], None]
+
+
+def nobody(step: int, records: list[Record], monitor: str) -> None:
+    """No one looks at the scores as they come."""
+
+
+watcher: ContextVar[Watcher] = ContextVar("watcher", default=nobody)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Trainer:
         game: Game,
         images: ImageSet,
         evaluator: Evaluator,
-        tracker: SturdyTracker,
+        tracker: Tracking,
         checkpoints: CheckpointStore,
         config: dict[str, Any],
     ) -> None:
@@ -101,10 +115,11 @@ class Trainer:
         self.started = time.monotonic()
         self.last_log = (self.started, self.step)
         self.pages = self.tracker.directory.pages()
-        if self.schedule.goes_back and not self.checkpoints.steps():
+        if self.schedule.goes_back and on_first(lambda: not self.checkpoints.steps()):
             self._save(last=False)
         if self.step == 0:
             self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
+        request = Request()
         with self.tracker, Interruption() as interruption:
 
             def stop() -> bool:
@@ -116,9 +131,9 @@ class Trainer:
                 self._remember(metrics)
                 self.tracker.advance(self.step)
                 # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
-                signal = interruption.requested
+                signal = request.ask(interruption.requested)
                 try:
-                    self._do_what_is_due(stop)
+                    self._do_what_is_due(stop, stopping=signal is not None)
                 except DivergedError as error:
                     self._roll_back(error)
                     continue
@@ -127,9 +142,10 @@ class Trainer:
             records = self._score_finally(stop)
             if records:
                 self.tracker.hyperparameters(self.config, scalars(records))
-            if interruption.requested is not None:
+            signal = request.ask_now(interruption.requested)
+            if signal is not None:
                 raise InterruptedRunError(
-                    interruption.requested,
+                    signal,
                     f"trained to step {self.step}, checkpoint written; the final scores were not waited for",
                 )
         return Result(self.step, self.best_step, self.best_score, tuple(records), self.scores.over)
@@ -181,7 +197,7 @@ class Trainer:
     def _note_event(self, **facts: Any) -> None:
         """Keep in the provenance what the run met with and did about it."""
         try:
-            self.tracker.directory.add_event(**facts)
+            on_first(lambda: self.tracker.directory.add_event(**facts))
         except UserError as error:
             log.warning("%s", error)
 
@@ -216,7 +232,7 @@ class Trainer:
 
     def _go_back(self, error: UserError) -> int:
         """Restore the last good state and return its step; `error` is raised where there is none."""
-        found = self.checkpoints.newest_whole()
+        found = on_first(self.checkpoints.newest_whole)
         if found is None:
             raise error
         step = int(found[1]["step"])
@@ -241,14 +257,14 @@ class Trainer:
             self.running = RunningMeans(list(metrics)).to(self.game.device)
         self.running.update(metrics, self.game.step_on_device)
 
-    def _do_what_is_due(self, stop: Stop) -> None:
+    def _do_what_is_due(self, stop: Stop, *, stopping: bool) -> None:
         """Log, sample, evaluate, save. The checkpoint comes last, so that it holds all that was said before it."""
         last = self.step == self.schedule.steps
 
         def due(every: int) -> bool:
             return last or self.step % every == 0
 
-        save = due(self.schedule.checkpoint_every) or stop() or (self.unsaved and due(self.schedule.log_every))
+        save = due(self.schedule.checkpoint_every) or stopping or (self.unsaved and due(self.schedule.log_every))
         best = False
         if save or any(
             due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.evaluator.every)
@@ -257,12 +273,12 @@ class Trainer:
         if due(self.schedule.log_every):
             self._log()
         if due(self.schedule.sample_every):
-            self._sample()
+            on_first(self._sample)
         if due(self.evaluator.every):
             best = self._evaluate(stop)
         # A run that gives up ends here, so this is its last checkpoint.
         if save or best or self.scores.over:
-            self._save(best=best, last=last or stop() or self.scores.over)
+            self._save(best=best, last=last or stopping or self.scores.over)
 
     def _save(self, *, best: bool = False, last: bool) -> None:
         """Write a checkpoint. One that fails is tried again later, unless it is the last.
@@ -270,19 +286,23 @@ class Trainer:
         Raises:
             UserError: it is the last.
         """
-        try:
-            self.tracker.directory.put_back(self.pages)
-            self.checkpoints.save(self.state(), self.step, best=best)
-        except (UserError, OSError, MemoryError) as error:
-            reason = str(error) or repr(error)
-            good = self.checkpoints.steps()
-            there = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-            if last:
-                raise UserError(f"the last checkpoint, of step {self.step}, is lost: {reason}; {there}") from error
-            self.unsaved = True
-            log.warning("step %d: %s; %s; training goes on, and tries again soon", self.step, reason, there)
-        else:
-            self.unsaved = False
+        state = self.state()
+
+        def saved() -> bool:
+            try:
+                self.tracker.directory.put_back(self.pages)
+                self.checkpoints.save(state, self.step, best=best)
+            except (UserError, OSError, MemoryError) as error:
+                reason = str(error) or repr(error)
+                good = self.checkpoints.steps()
+                there = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+                if last:
+                    raise UserError(f"the last checkpoint, of step {self.step}, is lost: {reason}; {there}") from error
+                log.warning("step %d: %s; %s; training goes on, and tries again soon", self.step, reason, there)
+                return False
+            return True
+
+        self.unsaved = not on_first(saved)
 
     def _check_finite(self) -> None:
         """Waits for the device.
@@ -349,6 +369,7 @@ class Trainer:
         records = self._records(lambda: self.evaluator.evaluate(self.sampler(), step=self.step, stop=stop))
         self.scores.look_at_details(records, self.step)
         monitored = [record.value for record in records if record.key == self.evaluator.monitor]
+        watcher.get()(self.step, records, self.evaluator.monitor)
         return any(self.scores.look(value, self.step) for value in monitored)
 
     def _score_finally(self, stop: Stop) -> list[Record]:
@@ -365,6 +386,9 @@ class Trainer:
             log.info("%s", error)
             records = []
         except Exception as error:
+            if parallel.processes() > 1 and not is_known_to_all(error):
+                # The others wait for what will not come: this process has to end, and with it the run.
+                raise
             # torch says with a RuntimeError that memory is out. What nobody foresaw keeps its trace.
             foreseen = isinstance(error, UserError | RuntimeError | MemoryError)
             reason = (str(error) or repr(error)).splitlines()[0]
@@ -389,7 +413,7 @@ class Trainer:
         """Write scores to their file; where it cannot be written they are still in the log, and still decide."""
         try:
             if records:
-                add_to_file(self.tracker.directory.evaluation, records)
+                on_first(lambda: add_to_file(self.tracker.directory.evaluation, records))
         except UserError as error:
             log.warning("step %d: %s", self.step, error)
 
@@ -397,7 +421,7 @@ class Trainer:
         """All that a bit-exact continuation needs, as tensors and builtins."""
         return {
             **self.game.state(),
-            "running": {"names": self.running.names, "sums": self.running.state_dict()},
+            "running": {"names": self.running.names, "sums": self.running.shared_state()},
             "watch": self.watch.state_dict(),
             "best": self.scores.state_dict(),
             "rollbacks": self.rollbacks,

@@ -1,0 +1,1 @@
+"""What images look like before anything is trained on them."""

@@ -1,0 +1,184 @@
+"""Training that starts from networks that were trained before, on other images perhaps, and of other classes.
+
+What depends on the number of classes is made anew, everything else is taken over, the average of the generator's weights
+included. Optimisers, random numbers and the count of steps are those of a new run.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cifargan.errors import UserError
+from cifargan.models.interface import Discriminator
+from cifargan.models.residual import DiscriminatorBlock
+from cifargan.models.spectral import restart_power_iteration_
+from cifargan.strangers import readable
+from cifargan.training.checkpoint import Description
+from cifargan.training.game import Game
+
+Weights = Mapping[str, Tensor]
+NORMALISED = (
+    ".parametrizations.weight."  # what stands between a layer and the parts of its spectrally normalised weight
+)
+ORIGINAL = "parametrizations.weight.original"
+
+
+@dataclass(kw_only=True)
+class Start:
+    """Where a fine-tuning starts from.
+
+    Attributes:
+        path: the checkpoint, or the file of `cifargan export`.
+        about: its settings, classes, size of images and step.
+        generator: weights of the generator as it was trained last.
+        ema: weights of its average.
+        discriminator: weights of the discriminator; None in a file that holds a generator alone.
+        plain: whether spectral norm is divided out of the weights.
+        new: what was made anew, once it has been.
+    """
+
+    path: Path
+    about: Description
+    generator: Weights
+    ema: Weights
+    discriminator: Weights | None
+    plain: bool
+    new: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs into a run's provenance."""
+        return {
+            "path": str(self.path),
+            "step": self.about.step,
+            "classes": list(self.about.classes),
+            "discriminator": self.discriminator is not None,
+            "new": self.new,
+        }
+
+    def lines(self, classes: tuple[str, ...]) -> list[str]:
+        """What a log says of it. `classes` are those that are trained on now."""
+        found = [f"init     {self.path}, step {self.about.step:,}"]
+        if self.discriminator is None:
+            found.append("init     the file holds no discriminator: it starts anew")
+        if self.new:
+            then = len(self.about.classes)
+            found.append(f"init     new for {len(classes)} classes instead of {then}: {', '.join(self.new)}")
+        elif classes != self.about.classes:
+            found.append(
+                "init     as many classes as before, with other names: each starts as the one in its place was"
+            )
+        return found
+
+    def require_size(self, image_size: int) -> None:
+        """Check that the images have the size that these networks are for.
+
+        Raises:
+            UserError: they do not.
+        """
+        if image_size != self.about.image_size:
+            size = self.about.image_size
+            raise UserError(
+                f"init={readable(str(self.path))} is of {size}x{size} images, the data are {image_size}x{image_size}: set "
+                f"data.image_size={size}"
+            )
+
+    def apply(self, game: Game, twins: Mapping[str, Callable[[int], nn.Module]]) -> None:
+        """Give the networks of a game these weights.
+
+        Args:
+            game: not played yet.
+            twins: for `generator` and `discriminator` what makes such a network for a number of classes.
+
+        Raises:
+            UserError: the networks differ in more than classes.
+        """
+        then = len(self.about.classes)
+        jobs: list[tuple[str, nn.Module, Weights | None, bool]] = [
+            ("generator", game.generator, self.generator, self.plain),
+            ("generator", game.ema.generator, self.ema, self.plain),
+            ("discriminator", game.discriminator, self.discriminator, False),
+        ]
+        new: dict[str, None] = {}
+        for name, network, weights, plain in jobs:
+            if weights is None:
+                continue
+            with torch.device("meta"):
+                before = twins[name](then).state_dict()
+            own = network.state_dict()
+            taken = as_trained(weights, before) if plain else dict(weights)
+            fresh = _of_classes(before, own)
+            self._require_fits(taken, before, own, fresh, name, plain=plain)
+            network.load_state_dict({key: own[key] if key in fresh else taken.get(key, own[key]) for key in own})
+            if plain:
+                restart_power_iteration_(network)
+            new |= dict.fromkeys(f"{name}.{_shown(key)}" for key in own if key in fresh)
+        self.new = list(new)
+
+    def _require_fits(
+        self, taken: Weights, before: Weights, own: Weights, fresh: set[str], name: str, *, plain: bool
+    ) -> None:
+        for key in [*own, *taken]:
+            if plain and _is_vector(key):
+                continue
+            there = taken[key].shape if key in taken else None
+            # What depends on classes must be as it was with the classes of then.
+            wanted = before[key].shape if key in fresh else own[key].shape if key in own else None
+            if there != wanted:
+                says = [f"{tuple(shape)}" if shape is not None else "absent" for shape in (there, wanted)]
+                raise UserError(
+                    f"init={readable(str(self.path))} has another {name}: {readable(_shown(key))} is {says[0]} there and "
+                    f"{says[1]} here; leave out model= and its settings to take those of the init"
+                )
+
+
+def as_trained(weights: Weights, like: Weights) -> dict[str, Tensor]:
+    """Plain weights under the names that they have where spectral norm is in place."""
+    names = {key.replace(ORIGINAL, "weight"): key for key in like if key.endswith(ORIGINAL)}
+    return {names.get(key, key): tensor for key, tensor in weights.items()}
+
+
+def _of_classes(before: Weights, own: Weights) -> set[str]:
+    """The tensors whose shape the number of classes decides, each with all that belongs to the same weight."""
+    differ = {key for key in before.keys() & own.keys() if before[key].shape != own[key].shape}
+    weights = {key.partition(NORMALISED)[0] for key in differ if NORMALISED in key}
+    return differ | {key for key in own if NORMALISED in key and key.partition(NORMALISED)[0] in weights}
+
+
+def _shown(key: str) -> str:
+    """The name of a weight, whichever of its parts is meant."""
+    layer, normalised, _ = key.partition(NORMALISED)
+    return f"{layer}.weight" if normalised else key
+
+
+def _is_vector(key: str) -> bool:
+    """Whether a tensor is a singular vector of spectral norm."""
+    return NORMALISED in key and not key.endswith(ORIGINAL)
+
+
+def blocks(discriminator: Discriminator) -> list[list[nn.Module]]:
+    """The body of a discriminator from the image on: its convolutions or residual blocks, each with what follows it."""
+    found: list[list[nn.Module]] = []
+    for layer in cast(nn.Sequential, discriminator.get_submodule("body")):
+        if isinstance(layer, nn.Conv2d | DiscriminatorBlock):
+            found.append([])
+        found[-1].append(layer)
+    return found
+
+
+def freeze_first(discriminator: Discriminator, n: int) -> None:
+    """Train the first n blocks of a discriminator's body no further (Mo et al. 2020, "Freeze the Discriminator").
+
+    Their weights get no gradients; a batch norm among them still normalises by its batch.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    own = blocks(discriminator)
+    if n > len(own):
+        raise UserError(f"trainer.freeze_d={n}: the body of this discriminator has {len(own)} blocks")
+    for layer in (layer for block in own[:n] for layer in block):
+        layer.requires_grad_(False)

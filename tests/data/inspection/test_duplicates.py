@@ -1,0 +1,68 @@
+"""Planted copies are found, all others are left alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cifargan.data.inspection import duplicates
+from cifargan.data.inspection.duplicates import difference, find_duplicates
+from cifargan.data.sources import resize
+
+
+def scenes(n: int) -> Tensor:
+    """Images with structure at several scales, none like another."""
+    random = torch.Generator().manual_seed(0)
+    coarse = resize(torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=random), 32)
+    noise = torch.randint(-20, 21, coarse.shape, generator=random)
+    return (coarse.short() + noise).clamp(30, 200).to(torch.uint8)
+
+
+def test_equal_and_near_and_mirrored_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", 4)  # so that pairs lie within blocks and between them
+    images = scenes(9)
+    images[8] = images[1]
+    images[5] = (images[0].float() * 0.8 + torch.tensor([40.0, 5.0, 20.0])[:, None, None]).round().to(torch.uint8)
+    images[7] = images[6].flip(-1)
+    found = find_duplicates(images)
+    assert found.equal == [[1, 8]]
+    assert [(pair.first, pair.second, pair.mirrored) for pair in found.near] == [(6, 7, True), (0, 5, False)]
+    assert found.near[0].difference == 0.0
+    assert 0.0 < found.near[1].difference < 0.05
+    assert found.complete
+
+
+def test_a_changed_part_is_no_duplicate() -> None:
+    images = scenes(2)
+    images[1] = images[0]
+    images[1, :, 8:24, 8:24] = 255 - images[1, :, 8:24, 8:24]
+    assert find_duplicates(images).near == []
+
+
+def test_flat_images_are_compared_for_equality_alone() -> None:
+    images = torch.full((4, 3, 8, 8), 7, dtype=torch.uint8)
+    images[2:] += torch.tensor([1, 2], dtype=torch.uint8)[:, None, None, None]
+    found = find_duplicates(images)
+    assert (found.equal, found.near) == ([[0, 1]], [])
+
+
+def test_no_more_pairs_are_kept_than_are_bearable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 3)
+    images = scenes(1).repeat(9, 1, 1, 1)
+    images[:, 0, 0, 0] = torch.arange(9, dtype=torch.uint8)
+    found = find_duplicates(images)
+    assert not found.complete
+    assert len(found.near) >= 3
+
+
+def test_difference_ignores_tint_and_contrast_and_is_known_for_noise() -> None:
+    random = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, 3, 64, 64, generator=random).mul(25).add(128).clamp(0, 255).to(torch.uint8)
+    # E|x - y| of two standard normal numbers is 2 / sqrt(pi).
+    assert difference(noise[:1], noise[1:]).item() == pytest.approx(2 / torch.pi**0.5, rel=0.02)
+    darker = (noise[:1] // 2) + 10
+    assert difference(noise[:1], darker).item() < 0.03
+
+
+def test_no_image_and_one_image() -> None:
+    assert find_duplicates(scenes(1)).near == []
+    assert find_duplicates(scenes(1)[:0]).equal == []

@@ -1,0 +1,188 @@
+"""Configurations and overrides that nobody thought of: each works, or is refused in one line."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from cifargan.build import check
+from cifargan.cli.errors import explain
+from cifargan.cli.overrides import CHOICE, OVERRIDE, key_of, overrides_of, reject_null_groups, split_flags
+from cifargan.config import from_file
+from cifargan.errors import UserError
+
+QUICK = settings(
+    max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+TEXTS = st.text(max_size=12) | st.sampled_from(
+    ["${oc.env:HOME}", "${name}", "${", "\\${x}", "???", "null", "os.system", "../x", "\x1b[31m", "\ud800"]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
+)
+ANYTHING = st.recursive(
+    SCALARS | st.binary(max_size=4) | st.complex_numbers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS | st.binary(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+GROUPS = (
+    "data",
+    "model",
+    "loss",
+    "regularizer",
+    "augment",
+    "optimizer",
+    "trainer",
+    "evaluator",
+    "seed",
+    "device",
+    "name",
+)
+
+
+@contextlib.contextmanager
+def clear() -> Iterator[None]:
+    """Whatever is raised inside is explained by the command line, and is no bug."""
+    error: Exception | None = None
+    try:
+        yield
+    except AssertionError:
+        raise
+    except Exception as raised:
+        error = raised
+    if error is not None:
+        line = explain(error)
+        assert line, repr(error)
+        assert not line.startswith("out of memory")
+
+
+@pytest.fixture(scope="session")
+def good(composed: Callable[..., DictConfig]) -> dict[str, Any]:
+    """A configuration in which nothing is wrong."""
+    config = composed("model=cdcgan", "data=digits")
+    check(config)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+
+def places(tree: dict[str, Any], *, groups: bool = False) -> list[tuple[str, ...]]:
+    """Where something stands in a configuration; only where several settings stand, if that is asked."""
+    found: list[tuple[str, ...]] = [()] if groups else []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += [(key, *rest) for rest in places(value, groups=groups)]
+        if not groups:
+            found.append((key,))
+    return found
+
+
+def put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
+    tree = copy.deepcopy(tree)
+    node = tree
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    return tree
+
+
+@QUICK
+@given(data=st.data(), value=TREES)
+def test_a_setting_of_any_value(good: dict[str, Any], data: st.DataObject, value: Any) -> None:
+    config = put(good, data.draw(st.sampled_from(places(good))), value)
+    with clear():
+        check(OmegaConf.create(config))
+
+
+@QUICK
+@given(data=st.data(), name=TEXTS | st.just("_target_"), value=TREES | st.just("os.system"))
+def test_a_setting_of_any_name(good: dict[str, Any], data: st.DataObject, name: str, value: Any) -> None:
+    place = data.draw(st.sampled_from(places(good, groups=True)))
+    with clear():
+        check(OmegaConf.create(put(good, (*place, name), value)))
+
+
+@QUICK
+@given(content=ANYTHING)
+def test_what_a_file_says_of_its_configuration(content: Any) -> None:
+    with clear():
+        config = from_file(content, "sent")
+        assert "${" not in str(OmegaConf.to_container(config, resolve=False))
+        check(config)
+
+
+WORDS = st.sampled_from(
+    ["", "+", "++", "~", "-", "--", "=", "{", "}", "[", "]", ",", "${", ":", "/", "@", "hydra", "\n", "'", "_target_"]
+)
+LINES = st.builds("".join, st.lists(WORDS | st.sampled_from(GROUPS) | TEXTS, max_size=7))
+
+
+@QUICK
+@given(lines=st.lists(LINES, max_size=4))
+@example(lines=["model=../../evil"])
+@example(lines=["hydra.callbacks.x._target_=os.system"])
+@example(lines=["--experimental-rerun=x"])
+def test_overrides_that_a_run_keeps(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / ".hydra").mkdir(exist_ok=True)
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(lines), encoding="utf-8")
+    kept = []
+    with contextlib.suppress(UserError):
+        kept = overrides_of(tmp_path)
+    for line in kept:
+        match = OVERRIDE.fullmatch(line)
+        assert match is not None
+        assert "hydra" not in match["key"].lower()
+        assert match["key"] not in GROUPS[:8] or CHOICE.fullmatch(match["value"] or "null")
+
+
+@QUICK
+@given(data=st.binary(max_size=200))
+def test_bytes_in_place_of_overrides(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / ".hydra").mkdir(exist_ok=True)
+    (tmp_path / ".hydra" / "overrides.yaml").write_bytes(data)
+    with contextlib.suppress(UserError):
+        overrides_of(tmp_path)
+
+
+@QUICK
+@given(arguments=st.lists(LINES, max_size=4))
+@example(arguments=["loss=true"])
+@example(arguments=["loss=[a]"])
+@example(arguments=["loss=nan", "model={a: 1}"])
+def test_words_on_the_command_line(arguments: list[str]) -> None:
+    with clear():
+        _, overrides = split_flags(arguments)
+        assert not [line for line in overrides if line.startswith("-")]
+        reject_null_groups(overrides)
+        assert all("=" not in key_of(line) for line in overrides)
+        OverridesParser.create().parse_overrides(overrides)
+
+
+@pytest.mark.parametrize(
+    "value", ["null", "true", "1", "1e30", "nan", "-inf", "[hinge]", "{a:1}", "range(3)", "hinge,1", "int(3)"]
+)
+def test_a_group_is_set_to_names(value: str) -> None:
+    for key in ("+loss", "loss@x", *(["loss"] if value != "{a:1}" else [])):
+        with pytest.raises(UserError, match="leave it out, or choose from bce, hinge"):
+            reject_null_groups([f"{key}={value}"])
+    with pytest.raises(UserError, match="leave it out, or choose from its names"):
+        reject_null_groups([f"hydra/launcher={value}"])
+    reject_null_groups(
+        [
+            "hydra/launcher=joblib",
+            "loss=hinge",
+            "loss=bce,hinge",
+            "loss=glob(*)",
+            "loss='1'",
+            "~loss",
+            "loss=[a",
+            "seed=1",
+        ]
+    )

@@ -1,0 +1,73 @@
+"""The qualification of a GPU: its budget over several calls, and what it asks of the command line."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from cifargan.build import check, plain
+from cifargan.config import conf_dir
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "qualify_gpu.py"
+    spec = importlib.util.spec_from_file_location("qualify_gpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["qualify_gpu"] = module  # where its dataclass looks for itself
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_time_spent_and_work_done_outlive_a_call(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
+    first = script.Budget(tmp_path / "state.json", total=60.0, call=20.0)
+    now[0] += 15
+    assert (first.spent, first.left) == (15.0, 5.0)
+    first.note("tests", exit=0)
+    second = script.Budget(tmp_path / "state.json", total=60.0, call=50.0)
+    assert second.done("tests")
+    assert not second.done("bench dcgan")
+    now[0] += 10
+    assert (second.spent, second.left) == (25.0, 35.0)
+
+
+def test_its_trainings_fit_into_the_time(script: ModuleType) -> None:
+    recipes = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    assert set(script.TRAININGS) == recipes - {"quickstart", "biggan_fast"}
+    # The rest of 25 minutes goes to tests, benchmark, starts and scores.
+    assert 15 < sum(script.TRAININGS.values()) < 20
+
+
+@pytest.mark.parametrize("recipe", ["biggan_lecam_diffaug", "cdcgan_concat", "csagan_wgan", "dcgan64"])
+def test_narrow_recipes_compose(script: ModuleType, recipe: str) -> None:
+    narrow = script.narrow(recipe)
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("train", [f"experiment={recipe}", "device=cpu", "evaluator=none", *narrow])
+    check(OmegaConf.create(plain(config)))
+
+
+def test_curves_leave_breaks_and_evaluations_out(script: ModuleType, tmp_path: Path) -> None:
+    lines = [
+        {"step": 10, "time": 0.0, "speed/steps_per_s": 5.0},
+        {"step": 10, "time": 90.0, "records": [{"metric": "fd_lite0", "value": 3.0, "class_name": None}]},
+        {"step": 30, "time": 5000.0, "speed/steps_per_s": 10.0},
+        {"step": 30, "time": 5001.0, "records": [{"metric": "fd_lite0", "value": 2.0, "class_name": "cat"}]},
+        {"step": 30, "time": 5002.0, "records": [{"metric": "fd_lite0", "value": 1.0, "class_name": None}]},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert script.curve(tmp_path) == [
+        {"seconds": 2.0, "step": 10, "fd_lite0": 3.0},
+        {"seconds": 4.0, "step": 30, "fd_lite0": 1.0},
+    ]
+    assert script.last_rate(tmp_path) == 10.0
