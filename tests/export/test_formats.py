@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from cifargan.models.dcgan import DCGANGenerator
 from cifargan.models.interface import Generator
 from cifargan.models.resampling import fold_
 from cifargan.standing import standing_statistics_
+from cifargan.training.rng import use_tf32
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,16 @@ def networks() -> dict[str, Generator]:
         # A gamma, a gain or a bias that is still at its beginning could be lost without anybody noticing.
         parameter.data += 0.3 * torch.randn_like(parameter)
     return made
+
+
+@pytest.fixture(autouse=True)
+def as_training_leaves_it() -> Iterator[None]:
+    """Training sets how convolutions round, and no other flag."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    use_tf32(False)  # what a CPU run says
+    yield
+    convolutions.fp32_precision = before
 
 
 def plain(name: str) -> PlainGenerator:

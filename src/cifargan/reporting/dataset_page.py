@@ -19,8 +19,7 @@ from cifargan.data.inspection.summary import colour_rows, contrast_rows, count_r
 from cifargan.files import write_atomically
 from cifargan.images import labelled_sheet, save_png
 from cifargan.reporting.charts import Line, chart
-from cifargan.reporting.markup import Html, element
-from cifargan.reporting.page import _hash
+from cifargan.reporting.markup import Html, document, element
 from cifargan.reporting.style import STYLE
 from cifargan.strangers import readable
 
@@ -183,18 +182,7 @@ def page(found: Inspection, sheets: dict[str, Tensor]) -> str:
         ),
         element("footer", "This page needs no network and loads nothing."),
     )
-    style = STYLE + OWN_STYLE
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", f"Images of {name}"),
-        element("style", Html(style)),
-    )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return document(f"Images of {name}", body, style=STYLE + OWN_STYLE)
 
 
 def _section(title: str, text: str, sheets: dict[str, Tensor], stem: str) -> list[Html]:

@@ -1,5 +1,7 @@
 """HTML that is escaped by construction: text is text unless it was built here."""
 
+import base64
+import hashlib
 import html
 
 Attribute = str | int | float | bool | None
@@ -25,6 +27,27 @@ def element(name: str, /, *children: str, **attributes: Attribute) -> Html:
     if name in VOID:
         return Html(f"<{name}{opened}>")
     return Html(f"<{name}{opened}>{join(children)}</{name}>")
+
+
+def document(title: str, body: Html, *, style: str, script: str = "") -> str:
+    """A whole page that loads nothing, and whose policy allows no script or style but these."""
+    allowed = [f"style-src {_digest(style)}", *([f"script-src {_digest(script)}"] if script else [])]
+    policy = "; ".join(["default-src 'none'", "img-src data:", *allowed, "base-uri 'none'", "form-action 'none'"])
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", title),
+        element("style", Html(style)),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _digest(text: str) -> str:
+    """What a Content-Security-Policy calls an inline text by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def join(parts: tuple[str, ...] | list[str]) -> Html:
