@@ -1,6 +1,6 @@
 """Breaks short trainings in every way that a machine can, and checks that nothing but the steps since is lost.
 
-    OMP_NUM_THREADS=1 python scripts/fault_drill.py [--kills 200] [--seed 0] [--compile] [--out drill.json]
+    OMP_NUM_THREADS=1 python scripts/fault_drill.py [--kills 200] [--seed 0] [--out drill.json]
 
 One process imports everything and reads the data; each life of a run is a fork of it, so that a life takes well under a
 second. A run is killed with SIGKILL at random moments, half of them while a checkpoint is being written, begun again
@@ -53,7 +53,7 @@ from cifargan.training.run_directory import RunDirectory
 
 STEPS, EVERY = 24, 2
 KILLS_A_RUN = 8
-LIMIT = 60.0  # seconds that one life may take; with compiled losses five times that
+LIMIT = 60.0  # seconds that one life may take
 SETTINGS = [
     *("name=drill", "data=digits", "data.splits=[test]", "data.image_size=16", 'data.classes=["0","1"]', "seed=3"),
     *("device=cpu", "precision=fp32", "evaluator=none", "model=cdcgan", "augment=diffaugment", "regularizer=lecam"),
@@ -112,17 +112,13 @@ class Drill:
     Args:
         folder: where the runs lie.
         seed: of the moments of the kills.
-        compiled: whether losses are compiled, which each life does anew.
     """
 
-    def __init__(self, folder: Path, *, seed: int, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, *, seed: int) -> None:
         self.folder = folder
-        self.limit = 5 * LIMIT if compiled else LIMIT
         self.chance = random.Random(seed)  # noqa: S311 - no secret
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            self.composed = OmegaConf.create(
-                build.plain(hydra.compose("train", [*SETTINGS, f"trainer.compile={'default' if compiled else 'off'}"]))
-            )
+            self.composed = OmegaConf.create(build.plain(hydra.compose("train", SETTINGS)))
         self.images = build.build_data(self.composed.data)
         self.rows: list[Row] = []
         self.write_seconds = 0.01
@@ -159,7 +155,7 @@ class Drill:
             os.close(reading)
             self._child(directory, self.config(directory, *overrides, new=new), writing, words, prepare)
         os.close(writing)
-        watch = Watch(pid, reading, limit=self.limit)
+        watch = Watch(pid, reading)
         try:
             kill(watch)
             code = watch.wait()
@@ -304,16 +300,15 @@ class Watch:
     Args:
         pid: of the child.
         pipe: what it announces itself by: `S` and a step, `W` and `w` around each writing of a checkpoint.
-        limit: seconds that it may take.
     """
 
-    def __init__(self, pid: int, pipe: int, *, limit: float = LIMIT) -> None:
+    def __init__(self, pid: int, pipe: int) -> None:
         self.pid = pid
         self.pipe = pipe
         self.step = 0
         self.in_write = False
         self.ended = False
-        self.deadline = time.monotonic() + limit
+        self.deadline = time.monotonic() + LIMIT
 
     def until(self, mark: bytes) -> bool:
         """Listen until the next such mark; whether it came."""
@@ -695,14 +690,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=200, help="how often to kill -9 (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
-    parser.add_argument("--compile", action="store_true", help="with trainer.compile=default, which takes far longer")
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     options = parser.parse_args()
     # A process that has threads must not be forked.
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cifargan_drill_") as folder:
-        drill = Drill(Path(folder), seed=options.seed, compiled=options.compile)
+        drill = Drill(Path(folder), seed=options.seed)
         straight = drill.folder / "straight"
         life = drill.live(straight, kill=drill.time_writes)
         if life.code != 0:
