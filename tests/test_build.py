@@ -204,6 +204,8 @@ def test_an_experiment_wins_over_its_model_and_loss(composed: Compose) -> None:
         ("trainer.steps=abc", r"trainer\.steps=abc: expected int"),
         ("trainer.steps=null", r"trainer\.steps=null: expected int"),
         ("trainer.steps=0", r"trainer\.steps=0: must be at least 1"),
+        ("trainer.loggers=[csv,tensorbord]", r"trainer\.loggers=\[csv,tensorbord\]: .*; did you mean tensorboard"),
+        ("trainer.loggers=csv", r"trainer\.loggers=csv: expected list\[str\]"),
         ("optimizer.generator.betas=[0.5]", r"betas=\[0\.5\]: expected tuple\[float, float\]"),
         ("precision=fp8", "precision=fp8: no such choice; choose from auto, fp32, bf16, fp16"),
         ("seed=-1", "seed=-1: must lie between 0 and 4294967295"),
@@ -287,6 +289,31 @@ def test_select_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"^device=mps: torch sees no MPS device here"):
         select_device("mps")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_told_with_its_extra(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(f"trainer.loggers=[csv,{name}]")
+    monkeypatch.setattr(build, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"^trainer\.loggers=\[csv,{name}\]: .*pip install 'cifargan\[{name}\]'"):
+        check(config)
+    monkeypatch.setattr(build, "find_spec", lambda _: "found")
+    check(config)
+
+
+def test_the_loggers_that_are_chosen_write_and_no_others(trainer_for: OpenTrainer, tmp_path: Path) -> None:
+    def written() -> set[str]:
+        return {path.name.split(".")[0] for path in tmp_path.iterdir() if path.name != "metrics.jsonl"}
+
+    with trainer_for("model=dcgan", "trainer.loggers=[]") as trainer:
+        trainer.tracker.scalars(1, {"a": 1.0})
+        trainer.tracker.text("config", "a: 1")
+    assert written() == set()
+    with trainer_for("model=dcgan") as trainer:
+        trainer.tracker.scalars(1, {"a": 1.0})
+    assert written() == {"events", "metrics"}
 
 
 def test_the_seed_decides_the_weights(trainer_for: OpenTrainer) -> None:

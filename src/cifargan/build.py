@@ -6,13 +6,15 @@ A registry and never a dotted path: a config or a checkpoint that somebody was s
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from cifargan.agreement import leads, local_rank, on_first, one_before_others
 from cifargan.config import Registry, arguments, lookup, section, without
@@ -45,11 +47,13 @@ from cifargan.training.ema import WeightAverage
 from cifargan.training.finetune import Start, freeze_first
 from cifargan.training.folding import faster_forms
 from cifargan.training.game import Game
+from cifargan.training.loggers import CSVTable, Guarded, Logger, NoEvents
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
+from cifargan.training.services import MLflow, WandB
 from cifargan.training.speed import Speed, Switches, remembered
 from cifargan.training.sturdy import SturdyTracker
 from cifargan.training.tracking import Tracking
@@ -82,6 +86,8 @@ EXTRACTORS: Registry = {
     "dinov2": DINOv2,
     "auto": automatic,
 }
+LOGGERS: Registry = {"tensorboard": SummaryWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
+LOGGER_EXTRAS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,30 @@ class Freezing:
             raise UserError(f"trainer.freeze_d={self.freeze_d}: must be at least 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where a run's figures go beside metrics.jsonl, which is always written.
+
+    Args:
+        loggers: of `LOGGERS`.
+
+    Raises:
+        UserError: there is no such logger, or it is an extra that is not installed.
+    """
+
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
+
+    def __post_init__(self) -> None:
+        """Reject what would write nothing."""
+        for name in self.loggers:
+            where = f"trainer.loggers=[{','.join(readable(str(name)) for name in self.loggers)}]"
+            if name not in LOGGERS:
+                hint = did_you_mean(name, LOGGERS) or f"; choose from {', '.join(LOGGERS)}"
+                raise UserError(f"{where}: {readable(str(name))}: no such logger{hint}")
+            if name in LOGGER_EXTRAS and find_spec(name) is None:
+                raise UserError(f"{where}: {name} is not installed: pip install 'cifargan[{name}]', or leave it out")
+
+
 NO_STATE = "the checkpoint lacks parts of what a run is gone on with: it is damaged, or none of ours; try an older one"
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
@@ -153,7 +183,8 @@ SPEED = tuple(Speed.__dataclass_fields__)
 OPTIMIZER_PARTS = ("generator", "discriminator")
 # A head that has an opinion on classes, and only that, needs a term to learn it by.
 HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
-TRAINER_KEYS = (*(key for key in Schedule.__dataclass_fields__ if key != "fits_memory"), "ema", "freeze_d", *SPEED)
+TRAINER_OTHERS = ("ema", "freeze_d", "loggers", *SPEED)  # what is under `trainer.` and not in `Schedule`
+TRAINER_KEYS = (*(key for key in Schedule.__dataclass_fields__ if key != "fits_memory"), *TRAINER_OTHERS)
 MODEL_PARTS = ("generator", "discriminator", "classification")
 GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
 
@@ -333,6 +364,7 @@ def check(config: DictConfig) -> Settings:
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
     build_schedule(config)
     build_speed(config)
+    build_logging(config)
     if build_freezing(config).freeze_d and root.init is None:
         raise UserError(
             f"trainer.freeze_d={config.trainer.freeze_d}: freezes what was trained before: set init=RUN too"
@@ -381,12 +413,11 @@ def build_trainer(
     evaluator = one_before_others(
         lambda: build_evaluator(config.evaluator, images=images, data=config.data, device=device)
     )
-    steps = game.schedule.steps
     trainer = Trainer(
         game=game,
         images=images,
         evaluator=evaluator,
-        tracker=SturdyTracker(directory, steps=steps, first_step=game.step) if leads() else Tracking(directory),
+        tracker=build_tracker(config, directory, first_step=game.step) if leads() else Tracking(directory),
         checkpoints=CheckpointStore(directory.checkpoints, keep=game.schedule.keep),
         config=plain(config),
     )
@@ -512,7 +543,7 @@ def build_game(
 
 def build_schedule(config: DictConfig) -> Schedule:
     """How many updates of which size: what stands under `trainer.` beside the average and the speed."""
-    node = without(section(config, "trainer"), "ema", "freeze_d", *SPEED)
+    node = without(section(config, "trainer"), *TRAINER_OTHERS)
     fits_memory = node.get("accumulate") == "auto"
     if fits_memory:
         node.accumulate = 1
@@ -523,6 +554,27 @@ def build_freezing(config: DictConfig) -> Freezing:
     """What under `trainer.` says which weights are not trained."""
     others = [str(key) for key in config.trainer if key != "freeze_d"]
     return Freezing(**arguments(Freezing, without(config.trainer, *others), "trainer"))
+
+
+def build_logging(config: DictConfig) -> Logging:
+    """Where the figures go, of what is under `trainer.`."""
+    others = [str(key) for key in config.trainer if key != "loggers"]
+    return Logging(**arguments(Logging, without(config.trainer, *others), "trainer"))
+
+
+def build_tracker(config: DictConfig, directory: RunDirectory, *, first_step: int) -> SturdyTracker:
+    """What writes a run's figures and pictures; opens metrics.jsonl and TensorBoard's file."""
+    chosen = build_logging(config).loggers
+    settings = plain(config)
+    loggers: list[Logger] = [CSVTable(directory)] if "csv" in chosen else []
+    loggers += [Guarded(LOGGERS[name](directory, config=settings)) for name in LOGGER_EXTRAS if name in chosen]
+    return SturdyTracker(
+        directory,
+        steps=config.trainer.steps,
+        first_step=first_step,
+        events=SummaryWriter if "tensorboard" in chosen else NoEvents,
+        loggers=loggers,
+    )
 
 
 def build_speed(config: DictConfig) -> Speed:

@@ -41,8 +41,8 @@ def test_what_a_run_leaves(command: Command, quick: tuple[str, ...], tmp_path: P
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents"))
     assert names - {events} == {
-        *(".hydra/config.yaml", ".hydra/overrides.yaml", "metrics.jsonl", "provenance.json", "status.json"),
-        *(".lock", "train.log", "samples/reals.png", "samples/step_000000002.png"),
+        *(".hydra/config.yaml", ".hydra/overrides.yaml", "metrics.csv", "metrics.jsonl", "provenance.json"),
+        *(".lock", "status.json", "train.log", "samples/reals.png", "samples/step_000000002.png"),
         *("checkpoints/step_000000001.pt", "checkpoints/step_000000002.pt"),
     }
     assert OmegaConf.load(run / ".hydra" / "overrides.yaml") == [*quick, "model=dcgan", "seed=3"]

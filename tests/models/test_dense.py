@@ -273,6 +273,31 @@ def test_gradient_reaches_every_parameter_of_the_discriminator(network: partial[
     assert_gradient_everywhere(discriminator, discriminator(torch.randn(10, 3, 32, 32), torch.arange(10)).logits)
 
 
+def contrast(network: DenseGenerator) -> float:
+    """Mean deviation of a pixel over latents, in [-1, 1]."""
+    with torch.no_grad():
+        return float(network(torch.randn(64, 6), torch.zeros(64, dtype=torch.long)).std(dim=0).mean())
+
+
+def test_batch_norm_keeps_the_latent_in_the_image_under_spectral_norm() -> None:
+    assert contrast(ATTENTIVE_G()) < 0.02
+    assert 0.2 < contrast(ATTENTIVE_G(batch_norm=True)) < 0.6
+
+
+def test_batch_norm_stands_before_every_activation_in_place_of_a_bias() -> None:
+    network = ATTENTIVE_G(batch_norm=True)
+    open_attention(network)
+    seen = [record_inputs(module) for module in network.modules() if isinstance(module, nn.LeakyReLU)]
+    assert_gradient_everywhere(network, network(torch.randn(16, 6), torch.arange(16) % 10))
+    # One activation, shared by the four sizes.
+    (inputs,) = seen
+    assert [tuple(x.shape[1:]) for x in inputs] == [(16, 4, 4), (8, 8, 8), (8, 16, 16), (8, 32, 32)]
+    for x in inputs:
+        torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(x.shape[1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(x.var(dim=(0, 2, 3), correction=0), torch.ones(x.shape[1]), atol=5e-3, rtol=0)
+    assert [name for name, _ in network.named_parameters() if name.endswith("0.bias")] == []
+
+
 def test_spectral_norm_covers_every_layer_with_a_matrix_but_no_embedding() -> None:
     # G: linear, 3 transposed, 4 of attention, label map, to image. D: 4 convolutions, 4 of attention, label map, head.
     for network in (ATTENTIVE_G(), ATTENTIVE_D()):

@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cifargan.training.run_directory import RunDirectory
-from cifargan.training.tracking import Tracker
+from cifargan.training.tracking import Tracker, _duration
 
 
 @pytest.fixture
@@ -135,11 +135,59 @@ def test_without_a_terminal_there_are_lines_with_rate_and_time_left(
         tracker.report(150, VALUES)
     # 50 steps in 20 s are 2.5 steps/s, and 150 are left.
     line = "step 150/300  2.5 steps/s  01:00 left  D 1.23  G 0.5  real 0.75"
-    assert [record.getMessage() for record in caplog.records] == [line]
-    assert capsys.readouterr().err == f"{line}\n"  # and no bar
+    estimate = "50 steps: 2.5 steps/s, about 1 min to go"
+    assert [record.getMessage() for record in caplog.records] == [line, estimate]
+    assert capsys.readouterr().err == f"{line}\n{estimate}\n"  # and no bar
 
 
-def test_on_a_terminal_there_is_a_bar_and_no_lines(
+def test_the_time_to_go_is_told_once_when_a_rate_means_something(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: 0.0)
+    monkeypatch.setattr("cifargan.training.tracking.time", clock)
+    with Tracker(directory, steps=40_000, first_step=1000) as tracker:
+        for step in (1049, 1050, 1051, 1500):
+            now += 10.0
+            tracker.report(step, {})
+        tracker.rewind(1000)
+        tracker.report(1060, {})
+    (line,) = [record.getMessage() for record in caplog.records if "to go" in record.getMessage()]
+    # 50 steps in 20 s, and 38,950 are left.
+    assert line == "50 steps: 2.5 steps/s, about 4 h 20 min to go"
+
+
+def test_steps_that_were_done_in_vain_are_not_in_the_rate(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: 0.0)
+    monkeypatch.setattr("cifargan.training.tracking.time", clock)
+    with Tracker(directory, steps=200) as tracker:
+        now += 1000.0
+        tracker.rewind(20)
+        tracker.report(60, {})
+        now += 10.0
+        tracker.report(100, {})
+        tracker.report(200, {})
+    lines = [record.getMessage() for record in caplog.records if "to go" in record.getMessage()]
+    assert lines == ["80 steps: 8 steps/s, about 12 s to go"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3569.0, "59 min"), (3571.0, "1 h 0 min")),
+        *((12_900.0, "3 h 35 min"), (86_399.0, "1 d 0 h"), (3 * 86_400.0 + 7300.0, "3 d 2 h")),
+    ],
+)
+def test_times_have_their_two_largest_units(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line_but_the_time_to_go(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Terminal(io.StringIO):
@@ -155,4 +203,5 @@ def test_on_a_terminal_there_is_a_bar_and_no_lines(
     last = screen.getvalue().split("\r")[-1]
     assert "150/300" in last
     assert "D=1.23, G=0.5, real=0.75" in last
-    assert caplog.records == []
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("50 steps: ")

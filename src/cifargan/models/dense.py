@@ -1,4 +1,4 @@
-"""A dense layer to 4x4, then plain convolutions without batch norm, and the discriminator that goes with it.
+"""A dense layer to 4x4, then plain convolutions, by default without batch norm, and the discriminator that goes with it.
 
 Self-attention (Zhang et al. 2019, "Self-Attention Generative Adversarial Networks") and label maps (after Mirza and
 Osindero 2014, "Conditional Generative Adversarial Nets") join where asked for.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cifargan.errors import UserError
 from cifargan.models import spectral
+from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.models.dcgan import IgnoreLabels, count_doublings, feature_dropout, require_positive
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
 from cifargan.models.layers import LabelMap, SelfAttention, initialize_
@@ -43,6 +44,8 @@ class DenseGenerator(Generator):
         label_map_size: Size (4, 8, ..., S) of the map that one label map joins as a further channel, after its
             attention. None: unconditional.
         label_embedding_dim: Length of the embedding behind the label map.
+        batch_norm: Whether batch norm stands before every activation, in place of the layer's bias. Spectral norm wants it (Zhang et al. 2019 have
+            both in G): with every layer's gain at most 1, hardly anything of the latent is left in the image otherwise.
         spectral_norm: Whether to normalise every layer spectrally, the label map's linear layer too, its embedding not.
 
     Raises:
@@ -62,6 +65,7 @@ class DenseGenerator(Generator):
         attention: list[int] = [],  # noqa: B006 (only read; the settings' schema shows this default)
         label_map_size: int | None = None,
         label_embedding_dim: int = 50,
+        batch_norm: bool = False,
         spectral_norm: bool = False,
     ) -> None:
         conditional = label_map_size is not None
@@ -74,14 +78,22 @@ class DenseGenerator(Generator):
         _require_sizes("label_map_size", [label_map_size] if label_map_size is not None else [], sizes)
         activate = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2)}[activation]
 
+        def norm(width: int) -> nn.Module:
+            return BatchNorm2d(width) if batch_norm else nn.Identity()
+
         self.layers = nn.ModuleList()  # one per size, as are the next two
         self.attentions = nn.ModuleList()
         self.label_maps = nn.ModuleList()
-        stem = spectral.spectral_norm(nn.Linear(latent_dim, stem_channels * 4 * 4), enabled=spectral_norm)
-        self.layers.append(nn.Sequential(stem, nn.Unflatten(1, (stem_channels, 4, 4)), activate))
+        stem = spectral.spectral_norm(
+            nn.Linear(latent_dim, stem_channels * 4 * 4, bias=not batch_norm), enabled=spectral_norm
+        )
+        self.layers.append(nn.Sequential(stem, nn.Unflatten(1, (stem_channels, 4, 4)), norm(stem_channels), activate))
         for size, (in_channels, out_channels) in zip(sizes, pairwise(widths), strict=False):
-            expand = nn.ConvTranspose2d(in_channels + (size == label_map_size), out_channels, 4, 2, 1)
-            self.layers.append(nn.Sequential(spectral.spectral_norm(expand, enabled=spectral_norm), activate))
+            expand = nn.ConvTranspose2d(
+                in_channels + (size == label_map_size), out_channels, 4, 2, 1, bias=not batch_norm
+            )
+            expand = spectral.spectral_norm(expand, enabled=spectral_norm)
+            self.layers.append(nn.Sequential(expand, norm(out_channels), activate))
         for size, width in zip(sizes, widths, strict=True):
             attend = SelfAttention(width, spectral_norm=spectral_norm) if size in attention else nn.Identity()
             self.attentions.append(attend)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cifargan.errors import UserError
 from cifargan.images import save_png
+from cifargan.training.loggers import Logger
 from cifargan.training.run_directory import RunDirectory
-from cifargan.training.tracking import Tracker
+from cifargan.training.tracking import Events, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,20 @@ class SturdyTracker(Tracker):
         directory: as of `Tracker`.
         steps: as of `Tracker`.
         first_step: as of `Tracker`.
+        events: as of `Tracker`.
+        loggers: as of `Tracker`; what they raise beside OSError and UserError is a bug.
     """
 
-    def __init__(self, directory: RunDirectory, *, steps: int, first_step: int = 0) -> None:
-        super().__init__(directory, steps=steps, first_step=first_step)
+    def __init__(
+        self,
+        directory: RunDirectory,
+        *,
+        steps: int,
+        first_step: int = 0,
+        events: Events = SummaryWriter,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        super().__init__(directory, steps=steps, first_step=first_step, events=events, loggers=loggers)
         self.failing: set[str] = set()
         self._waiting: list[str] = []
         self._hook = threading.excepthook
@@ -49,6 +60,11 @@ class SturdyTracker(Tracker):
         self._attempt("metrics.jsonl", self._write_waiting)
         with suppress(OSError):
             self.metrics.close()
+        self._tell_loggers(lambda logger: logger.close())
+
+    def _tell_loggers(self, what: Callable[[Logger], None]) -> None:
+        for logger in self.loggers:
+            self._attempt(logger.what, lambda logger=logger: what(logger))  # type: ignore[misc]
 
     def _note_thread(self, what: threading.ExceptHookArgs) -> None:
         """TensorBoard's thread passes its error on to the next call, which tells it; its own traceback is noise."""
@@ -60,7 +76,7 @@ class SturdyTracker(Tracker):
         self._waiting = []
         self._attempt("metrics.jsonl", lambda: self._reopen(lambda: self._forget_after(step)))
         self._attempt("TensorBoard's events", lambda: self._new_writer(step))
-        self.advance(step)
+        self._went_back(step)
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """As of `Tracker`."""
@@ -128,7 +144,7 @@ class SturdyTracker(Tracker):
     def _new_writer(self, step: int) -> None:
         with suppress(Exception):
             self.writer.close()
-        self.writer = SummaryWriter(str(self.directory.path), purge_step=step + 1)
+        self.writer = self.events(str(self.directory.path), purge_step=step + 1)
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         try:

@@ -1,11 +1,11 @@
-"""Where a training's scalars, pictures and progress go: TensorBoard, metrics.jsonl, PNG files, the terminal."""
+"""Where a training's scalars, pictures and progress go: metrics.jsonl, loggers, PNG files, the terminal."""
 
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +17,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cifargan.evaluation.records import Record, scalars
 from cifargan.files import write_atomically
 from cifargan.images import save_png
+from cifargan.training.loggers import Logger, NoEvents, flat
 from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 # What the progress line shows, short enough for one line.
 SHOWN = {"loss/discriminator": "D", "loss/generator": "G", "accuracy/real": "real", "accuracy/fake": "fake"}
+ESTIMATE_AFTER = 50  # steps, by which a rate means something
+Events = Callable[..., SummaryWriter | NoEvents]
 
 
 class Tracking:
@@ -75,15 +78,29 @@ class Tracker(Tracking):
         steps: the step at which the training ends, for the time left.
         first_step: the step that this session starts from; anything logged later by a session that was cut off is
             dropped, so no step is told twice.
+        events: what writes TensorBoard's events: `SummaryWriter`, or `NoEvents`.
+        loggers: where scalars go beside those and metrics.jsonl.
     """
 
-    def __init__(self, directory: RunDirectory, *, steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        *,
+        steps: int,
+        first_step: int = 0,
+        events: Events = SummaryWriter,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
         super().__init__(directory)
+        self.events = events
+        self.loggers = loggers
         self.steps = steps
         self.first_step = first_step
         self.started = time.monotonic()
+        self.since = (self.started, first_step)
+        self.estimated = False
         self._forget_after(first_step)
-        self.writer = SummaryWriter(str(directory.path), purge_step=first_step + 1)
+        self.writer = events(str(directory.path), purge_step=first_step + 1)
         self.metrics = directory.metrics.open("a", encoding="utf-8")
         self.redirect = logging_redirect_tqdm()
         # A bar on a terminal, plain lines in a log file.
@@ -92,6 +109,7 @@ class Tracker(Tracking):
 
     def __enter__(self) -> Self:
         self.redirect.__enter__()
+        self._tell_loggers(lambda logger: logger.open())
         return self
 
     def __exit__(
@@ -101,6 +119,11 @@ class Tracker(Tracking):
         self.redirect.__exit__(kind, error, traceback)
         self.writer.close()
         self.metrics.close()
+        self._tell_loggers(lambda logger: logger.close())
+
+    def _tell_loggers(self, what: Callable[[Logger], None]) -> None:
+        for logger in self.loggers:
+            what(logger)
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that lie after the checkpoint being resumed, or that were cut in half."""
@@ -111,9 +134,11 @@ class Tracker(Tracking):
         write_atomically(path, b"".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record scalars under one step, in TensorBoard and in metrics.jsonl."""
+        """Record scalars under one step: in TensorBoard, in metrics.jsonl, then with the loggers."""
         self._add_scalars(step, values)
         self._write_line(step, values)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._tell_loggers(lambda logger: logger.scalars(step, finite))
 
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -130,10 +155,12 @@ class Tracker(Tracking):
         values = {**scalars(records), **more}
         self._add_scalars(step, values)
         self._write_line(step, values, records=[record.flat() for record in records])
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._tell_loggers(lambda logger: logger.scalars(step, finite))
 
     def hyperparameters(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Record what the run was and what came of it, for TensorBoard's table of hyper-parameters."""
-        self.writer.add_hparams(_flat(config), dict(scores), run_name=".")
+        self.writer.add_hparams(flat(config), dict(scores), run_name=".")
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """Record a text in TensorBoard, as a block of code."""
@@ -154,7 +181,12 @@ class Tracker(Tracking):
         self._forget_after(step)
         self.metrics = self.directory.metrics.open("a", encoding="utf-8")
         self.writer.close()
-        self.writer = SummaryWriter(str(self.directory.path), purge_step=step + 1)
+        self.writer = self.events(str(self.directory.path), purge_step=step + 1)
+        self._went_back(step)
+
+    def _went_back(self, step: int) -> None:
+        self._tell_loggers(lambda logger: logger.rewind())
+        self.since = (time.monotonic(), step)
         self.advance(step)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
@@ -166,17 +198,28 @@ class Tracker(Tracking):
             left = tqdm.format_interval((self.steps - step) / rate)
             figures = "  ".join(f"{short} {value}" for short, value in shown.items())
             log.info("step %d/%d  %.3g steps/s  %s left  %s", step, self.steps, rate, left, figures)
+        self._estimate(step)
+
+    def _estimate(self, step: int) -> None:
+        """Say once how long the training will take; at a log point, as its steps are known to be done."""
+        then, step_then = self.since
+        done = step - step_then
+        if self.estimated or done < ESTIMATE_AFTER or step >= self.steps:
+            return
+        self.estimated = True
+        rate = done / max(time.monotonic() - then, 1e-9)
+        log.info("%d steps: %.3g steps/s, about %s to go", done, rate, _duration((self.steps - step) / rate))
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    """The settings as `a.b.c: value`, each of a type that TensorBoard's table takes."""
-    flat: dict[str, str | float | int | bool] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str | float | int) else str(value)
-    return flat
+def _duration(seconds: float) -> str:
+    """A time in its two largest units: `2 d 3 h`, `3 h 35 min`, `4 min`, `50 s`."""
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, minutes // (24 * 60)
+    if seconds < 59.5:
+        return f"{round(seconds)} s"
+    if not hours:
+        return f"{minutes} min"
+    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
 
 
 def _step_of(line: bytes) -> float:
