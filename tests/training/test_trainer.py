@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop, never
 from cifargan.evaluation.measure import StoppedError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
-from cifargan.sampling import Sampler
+from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, load
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
@@ -554,6 +554,21 @@ def test_a_grid_has_a_row_for_each_class(new_trainer: TrainerMaker, tmp_path: Pa
             top, left = (padding + index * (side + padding) for index in (row, column))
             cell = pixels[:, top : top + side, left : left + side].int()
             assert (cell - expected[column].int()).abs().max() <= 1  # the batches differ, and so does the rounding
+
+
+@pytest.mark.parametrize("mode", ["standing", "running"])
+def test_the_batch_norm_of_a_grid_is_as_set(
+    mode: BatchNormMode, new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer("run", *RECIPES["dcgan"], f"trainer.sample_batch_norm={mode}", "trainer.samples_per_class=1")
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(trainer.watch, "look_at_samples", lambda images, _: drawn.append(images))
+    trainer.fit()
+    grids = {
+        name: trainer.sampler(standing_batches=4, batch_norm=name).sample(10, seed=0)
+        for name in get_args(BatchNormMode)
+    }
+    assert [name for name, images in grids.items() if torch.equal(images, drawn[-1])] == [mode]
 
 
 def test_what_is_shown_and_scored_are_the_averaged_weights(new_trainer: TrainerMaker) -> None:

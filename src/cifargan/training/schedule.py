@@ -24,6 +24,8 @@ class Schedule:
         log_every: steps between log points, the only places where the host waits for the device.
         sample_every: steps between sample grids.
         samples_per_class: fixed latents of each class in a grid.
+        sample_batch_norm: which statistics a grid's batch norm has: `standing`, made for the averaged weights from fresh
+            batches, or `running`, which cost nothing and lag behind.
         checkpoint_every: steps between checkpoints.
         keep: newest checkpoints to keep, beside the best.
         lr_decay_from: the step from which the learning rates fall linearly to 0 at `steps`; None: constant.
@@ -47,6 +49,7 @@ class Schedule:
     samples_per_class: int
     checkpoint_every: int
     keep: int
+    sample_batch_norm: Literal["standing", "running"] = "standing"
     lr_decay_from: int | None = None
     on_divergence: Literal["stop", "rollback"] = "stop"
     max_rollbacks: int = 3

@@ -19,7 +19,7 @@ from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.measure import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted, scalars
 from cifargan.images import grid
-from cifargan.sampling import Sampler
+from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.game import Game
@@ -160,12 +160,13 @@ class Trainer:
         """The step of the best score."""
         return self.scores.best_step
 
-    def sampler(self, *, standing_batches: int = 16) -> Sampler:
+    def sampler(self, *, standing_batches: int = 16, batch_norm: BatchNormMode = "standing") -> Sampler:
         """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
         return Sampler(
             self.game.ema.generator,
             self.images.classes,
             device=self.game.device,
+            batch_norm=batch_norm,
             standing_batches=standing_batches,
             batch_size=self.evaluator.batch_size,
         )
@@ -349,7 +350,8 @@ class Trainer:
         rows = self.game.generator.num_classes or per_class
         # Rougher statistics than a score's: a glance must stay cheap, on a CPU too.
         try:
-            images = self.sampler(standing_batches=4).sample(rows * per_class, seed=0)
+            sampler = self.sampler(standing_batches=4, batch_norm=self.schedule.sample_batch_norm)
+            images = sampler.sample(rows * per_class, seed=0)
         except UserError as error:
             # Its last update broke it, which the terms of the next step would say.
             raise DivergedError(f"step {self.step}: {error}") from error
