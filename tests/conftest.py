@@ -1,6 +1,7 @@
 """What more than one folder of tests needs: the command line in this process, and the shipped configuration."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -32,6 +34,20 @@ PATIENCE = 120.0  # s that processes may take before they count as hanging
 def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep out of the user's cache."""
     monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The script that a test file is about, as a module: `scripts/NAME.py` for `tests/test_NAME.py`."""
+    name = Path(str(request.path)).stem.removeprefix("test_")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.config import arguments, conf_dir, lookup, section, without
+from cifargan.config import Registry, arguments, conf_dir, lookup, section, without
 from cifargan.errors import UserError, did_you_mean
 
 
@@ -120,7 +120,7 @@ def test_variadic_arguments_take_no_settings() -> None:
 
 
 def test_lookup() -> None:
-    registry = {"thing": Thing, "dict": dict}
+    registry: Registry = {"thing": Thing, "dict": dict}
     assert lookup(registry, OmegaConf.create({"name": "thing"}), "group") is Thing
     for node, message in (
         ({"name": "thign"}, "group.name=thign: no such name; did you mean thing?"),

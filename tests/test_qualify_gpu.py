@@ -1,8 +1,6 @@
 """The qualification of a GPU: its budget over several calls, and what it asks of the command line."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +10,6 @@ from omegaconf import OmegaConf
 
 from cifargan.build import check, plain
 from cifargan.config import conf_dir
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "qualify_gpu.py"
-    spec = importlib.util.spec_from_file_location("qualify_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["qualify_gpu"] = module  # where its dataclass looks for itself
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_time_spent_and_work_done_outlive_a_call(

@@ -1,8 +1,6 @@
 """The README's table of results: made from records alone, and checked."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -48,18 +46,6 @@ def result(**changes: Any) -> dict[str, Any]:
         "scores": [score()],
         **changes,
     }
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_table", PROJECT / "scripts" / "results_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by its name.
-    monkeypatch.setitem(sys.modules, "results_table", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

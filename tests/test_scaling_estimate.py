@@ -1,7 +1,5 @@
 """The estimate of what several GPUs would give: its counts against those of the papers and of the networks."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,17 +7,6 @@ from torch import nn
 
 from cifargan.benchmark.presets import compose
 from cifargan.build import build_discriminator, build_generator
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "scaling_estimate.py"
-    spec = importlib.util.spec_from_file_location("scaling_estimate", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_operations_are_those_of_the_original_networks(script: ModuleType) -> None:

@@ -7,7 +7,7 @@ group's `name` stands for. A new argument with a type and a default is a new set
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifargan.errors import UserError, did_you_mean
 from cifargan.strangers import readable
 
-Registry = Mapping[str, Callable[..., Any]]
+Registry = dict[str, Callable[..., Any]]  # from the `name` in a config; a program of one's own may add to it
 MISSING_VALUE = "???"  # OmegaConf's mark of a setting that must be given
 REFERENCE = "${"  # what OmegaConf would look up: another setting, or through a resolver the environment
 MAX_DEPTH = 16

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "  cifargan sample generator.safetensors --per-class 10      pictures from the file",
     )
     p.add_argument("run", nargs="?", metavar="RUN", help="folder of the run; default: the newest under --root")
-    p.add_argument("--format", choices=[*FORMATS], required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    p.add_argument("--format", choices=[*FORMATS], default="safetensors", help="default: safetensors")
     p.add_argument("--root", default="outputs", help="where runs lie (default: outputs)")
     p.add_argument("--checkpoint", metavar="WHICH", default="last", help="last, best or a step (default: last)")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average or the raw weights")
