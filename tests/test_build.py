@@ -205,6 +205,7 @@ def test_an_experiment_wins_over_its_model_and_loss(composed: Compose) -> None:
         ("trainer.steps=null", r"trainer\.steps=null: expected int"),
         ("trainer.steps=0", r"trainer\.steps=0: must be at least 1"),
         ("trainer.loggers=[csv,tensorbord]", r"trainer\.loggers=\[csv,tensorbord\]: .*; did you mean tensorboard"),
+        ("trainer.loggers=[[csv]]", r"trainer\.loggers=\[\['csv'\]\]: .*: no such logger"),
         ("trainer.loggers=csv", r"trainer\.loggers=csv: expected list\[str\]"),
         ("optimizer.generator.betas=[0.5]", r"betas=\[0\.5\]: expected tuple\[float, float\]"),
         ("precision=fp8", "precision=fp8: no such choice; choose from auto, fp32, bf16, fp16"),

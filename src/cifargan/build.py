@@ -164,11 +164,12 @@ class Logging:
 
     def __post_init__(self) -> None:
         """Reject what would write nothing."""
-        for name in self.loggers:
-            where = f"trainer.loggers=[{','.join(readable(str(name)) for name in self.loggers)}]"
+        names = [str(name) for name in self.loggers]  # OmegaConf lets lists within the list pass
+        where = f"trainer.loggers=[{','.join(readable(name) for name in names)}]"
+        for name in names:
             if name not in LOGGERS:
                 hint = did_you_mean(name, LOGGERS) or f"; choose from {', '.join(LOGGERS)}"
-                raise UserError(f"{where}: {readable(str(name))}: no such logger{hint}")
+                raise UserError(f"{where}: {readable(name)}: no such logger{hint}")
             if name in LOGGER_EXTRAS and find_spec(name) is None:
                 raise UserError(f"{where}: {name} is not installed: pip install 'cifargan[{name}]', or leave it out")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from cifargan.build import build_trainer
@@ -34,6 +35,8 @@ def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: 
     # layer 3x4x16, one 4x8x16, one batch norm of 8, and a head on 128 features with 10 rows and a bias.
     g = 8 * 8 * 16 + 8 * 4 * 16 + 4 * 3 * 16 + 2 * 10 * (8 + 4)
     d = 3 * 4 * 16 + 4 * 8 * 16 + 2 * 8 + 128 * (1 + 10) + 1
+    # Weights of four bytes, G's twice, and its average; running statistics, and a count of eight bytes, of each batch norm.
+    held = 4 * (2 * g + d + 2 * 2 * (8 + 4) + 2 * 8) + 8 * (2 * 2 + 1)
     assert lines.pop("device").endswith(", bf16, steps 0 to 2")
     assert lines == {
         "run": str(tmp_path),
@@ -42,8 +45,22 @@ def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: 
         "loss": "bce, regularizer none, augment diffaugment",
         "scores": "none (evaluator=none)",
         "update": "1 D per G, batch 4, G adam lr 0.0002, D adam lr 0.0002, EMA 0.99",
+        "memory": f"images {299 * 3 * 16 * 16 / 1e6:.2f} MB, networks and average {held / 1e6:.2f} MB",
         "speed": "channels_last, fused, batched_spectral_norm",
     }
+
+
+def test_the_free_memory_of_a_gpu_is_told(
+    composed: Callable[..., DictConfig], quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, directory = composed(*quick), RunDirectory(tmp_path)
+    trainer = build_trainer(config, directory)
+    trainer.game.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7_900_000_000, 8_040_000_000))
+    with trainer.tracker:
+        (line,) = [line for line in preflight(config, trainer, directory) if line.startswith("memory")]
+    assert line.endswith("; 7.9 of 8.0 GB free")
 
 
 def test_the_scores_of_a_run(lines_for: Callable[..., dict[str, str]]) -> None:

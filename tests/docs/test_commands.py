@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import itertools
+import logging
 import re
 import runpy
 import shutil
@@ -113,10 +114,13 @@ def script_until(name: str) -> Callable[[Desk, list[str]], None]:
     """Run the script until it calls a function of its own."""
 
     def run(desk: Desk, words: list[str]) -> None:
+        if "--guided" in words:
+            pytest.importorskip("atheris", reason="the extra fuzz is not installed")
         module = script(words)
         replaced = patch.object(module, name, reach), patch.object(sys, "argv", words[1:])
         with replaced[0], replaced[1], contextlib.chdir(desk.folder), pytest.raises(ReachedError):
             module.main()
+        logging.disable(logging.NOTSET)  # which the fuzzer had turned off
 
     return run
 

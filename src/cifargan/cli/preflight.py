@@ -1,6 +1,8 @@
 """The lines that say what is about to be trained, before it is."""
 
+import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from cifargan.parallel import processes
 from cifargan.training.run_directory import RunDirectory, device_name
@@ -8,7 +10,7 @@ from cifargan.training.trainer import Trainer
 
 
 def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> list[str]:
-    """What is about to happen: data, networks, objective, updates, device."""
+    """What is about to happen: data, networks, objective, updates, device, memory."""
     images, schedule, game = trainer.images, trainer.schedule, trainer.game
     millions = [
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for net in (game.generator, game.discriminator)
@@ -28,5 +30,21 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
         f"device   {together}{device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+        f"memory   {_memory(trainer)}",
         f"speed    {', '.join(game.switches.names()) or 'the plain loop'}",
     ]
+
+
+def _memory(trainer: Trainer) -> str:
+    """What lies on the device all the time, and how much is free there; a batch's part is for `cifargan bench --memory`."""
+    game = trainer.game
+    networks = sum(_size(network) for network in (game.generator, game.discriminator, game.ema.generator))
+    line = f"images {trainer.images.images.nbytes / 1e6:.2f} MB, networks and average {networks / 1e6:.2f} MB"
+    if game.device.type != "cuda":
+        return line
+    free, total = torch.cuda.mem_get_info(game.device)
+    return f"{line}; {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+
+
+def _size(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
