@@ -218,7 +218,7 @@ class Qualification:
 
         Raises:
             OutOfTimeError: there is no time left for it.
-        EndedError: it ended by itself.
+            EndedError: it ended by itself, or left no checkpoint.
         """
         spare = 30.0 if not self.small else 10.0
         if self.budget.left < min(seconds, 5) + spare:
@@ -230,6 +230,7 @@ class Qualification:
         with log.open("a") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment())
         began: float | None = None
+        killed = False
         while process.poll() is None:
             time.sleep(0.2)
             if began is None and progress(directory) != before:
@@ -241,8 +242,11 @@ class Qualification:
                     process.wait(GRACE_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    killed = True
         facts["seconds"] += time.monotonic() - began if began is not None else 0.0
-        if process.returncode != 130:
+        if killed and any((directory / "checkpoints").glob("step_*.pt")):
+            say(f"  it did not stop within {GRACE_SECONDS:.0f} s: on from its newest checkpoint")
+        elif process.returncode != 130:
             facts["ended"] = f"exit {process.returncode}: {last_line(log)}"
             say(f"  {facts['ended']}")
             raise EndedError

@@ -1,6 +1,9 @@
 """The qualification of a GPU: its budget over several calls, and what it asks of the command line."""
 
+import argparse
 import json
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -57,3 +60,49 @@ def test_curves_leave_breaks_and_evaluations_out(script: ModuleType, tmp_path: P
         {"seconds": 4.0, "step": 30, "fd_lite0": 1.0},
     ]
     assert script.last_rate(tmp_path) == 10.0
+
+
+class Deaf:
+    """A training that heeds no signal but the last."""
+
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, _: int) -> None: ...
+
+    def wait(self, timeout: float) -> None:
+        raise subprocess.TimeoutExpired("train", timeout)
+
+    def kill(self) -> None:
+        self.returncode = -9
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_training_that_had_to_be_killed_counts_if_it_left_a_checkpoint(
+    saved: bool, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, log = tmp_path / "run", tmp_path / "log"
+    (directory / "checkpoints").mkdir(parents=True)
+    if saved:
+        (directory / "checkpoints" / "step_000000111.pt").touch()
+    log.write_text("")
+    options = argparse.Namespace(
+        out=tmp_path / "out",
+        small=True,
+        device="cpu",
+        samples=1,
+        data_root=None,
+        minutes=9.0,
+        leave_after=None,
+        only=None,
+    )
+    qualification = script.Qualification(options)
+    points = iter([0, 1, 1, 1])
+    monkeypatch.setattr(script, "progress", lambda _: next(points))
+    monkeypatch.setattr(script.subprocess, "Popen", lambda *_, **__: Deaf())
+    facts = {"seconds": 0.0}
+    with nullcontext() if saved else pytest.raises(script.EndedError):
+        qualification.stretch([], [], 0.0, directory, log, facts)
+    assert ("ended" in facts) is not saved
