@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from cifargan.errors import UserError
+from cifargan.models.layers import LabelMap
 from cifargan.objectives.adversarial import AdversarialLoss, BCELoss, HingeLoss, WassersteinLoss
 
 LOSSES = [BCELoss(label_smoothing=0.1), HingeLoss(label_smoothing=0.1), WassersteinLoss()]
@@ -95,12 +96,13 @@ class Critic(nn.Module):
         self.linear = spectral_norm(nn.Linear(4, 4))
         self.embed = nn.Embedding(10, 4)
         self.gamma = nn.Parameter(torch.zeros(2))
+        self.label_map = LabelMap(10, 5, 2)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.linspace(-2.0, 2.0, parameter.numel()).view_as(parameter))
 
 
-def test_clipping_spares_norm_layers_alone() -> None:
+def test_clipping_spares_norm_layers_and_those_that_see_labels_alone() -> None:
     critic = Critic()
     before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in critic.named_buffers()}
@@ -115,7 +117,8 @@ def test_clipping_spares_norm_layers_alone() -> None:
     }
     assert clipped < before.keys()
     norms = ["body.0", "body.1", "body.2", "norm"]
-    assert before.keys() - clipped == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    label_map = {"label_map.embed.weight", "label_map.linear.weight", "label_map.linear.bias"}
+    assert before.keys() - clipped == label_map | {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
     for name, parameter in critic.named_parameters():
         expected = before[name].clamp(-0.25, 0.25) if name in clipped else before[name]
         assert torch.equal(parameter, expected), name

@@ -4,7 +4,7 @@ Shapes: N batch, C channels, K classes, D length of a condition vector, E length
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,8 @@ class LabelMap(nn.Module):
     Raises:
         UserError: If there are no classes.
     """
+
+    label_only: ClassVar[bool] = True  # no parameter in here meets the image, so weight clipping spares them all
 
     def __init__(self, num_classes: int, embedding_dim: int, size: int, *, spectral_norm: bool = False) -> None:
         super().__init__()
