@@ -76,3 +76,11 @@ def test_main_takes_the_command_line_by_default(
     monkeypatch.setattr("sys.argv", ["cifargan", "--version"])
     assert main() == 0
     assert capsys.readouterr().out == f"cifargan {cifargan.__version__}\n"
+
+
+def test_every_command_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("cifargan.cli.keep_freed_memory", lambda: told.append("kept"))
+    monkeypatch.setattr("cifargan.cli.sample.run", lambda _: told.append("ran"))
+    main(["sample"])
+    assert told == ["kept", "ran"]

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from cifargan import __version__
 from cifargan.errors import UserError, did_you_mean
+from cifargan.heap import keep_freed_memory
 
 # Modules, not functions: torch is imported by the command that needs it, so `--help` is instant.
 COMMANDS = {
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"cifargan {__version__}")
         return 0
+    keep_freed_memory()
     try:
         return _command(arguments[0])(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:

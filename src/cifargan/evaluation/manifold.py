@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cifargan.progress import Progress
+
 BLOCK = 2048  # rows of either set at once: 32 MB of distances
 
 _CPU = torch.device("cpu")
@@ -88,7 +90,7 @@ def manifold_scores(real: Tensor, fake: Tensor, *, k: int = 5, device: torch.dev
     balls = torch.zeros(len(fake), dtype=torch.int64, device=device)  # real ones that each fake image lies in
     recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
     covered = torch.zeros(len(real), dtype=torch.bool, device=device)
-    for rows, real_block in _blocks(real, device):
+    for rows, real_block in _shown_blocks(real, device):
         for columns, fake_block in _blocks(fake, device):
             distances = _squared_distances(real_block, fake_block).float().sqrt()  # (A, B)
             in_real = distances < real_radii[rows].unsqueeze(1)
@@ -156,7 +158,7 @@ def _smallest(
     if not 1 <= k <= others:
         raise ValueError(f"{k} nearest neighbours were asked for where there are {max(others, 0)}")
     squared, indices = [], []
-    for rows, x in _blocks(queries, device):
+    for rows, x in _shown_blocks(queries, device):
         best, whose = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=device)
         for columns, y in _blocks(references, device):
             block = _squared_distances(x, y)  # (A, B)
@@ -177,6 +179,14 @@ def _blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Ten
     for start in range(0, len(features), BLOCK):
         rows = slice(start, min(start + BLOCK, len(features)))
         yield rows, _numbers(features[rows], device)
+
+
+def _shown_blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """`_blocks`, each compared with a whole other set before the next: minutes on a CPU."""
+    with Progress(len(features), label="distances between features", unit="image") as progress:
+        for rows, x in _blocks(features, device):
+            yield rows, x
+            progress.update(len(x))
 
 
 def _numbers(features: Tensor, device: torch.device) -> Tensor:
