@@ -231,7 +231,7 @@ def test_training_goes_on_as_if_nobody_had_looked(
     quiet.fit()
     expected = quiet.game.state()
     watched = new_trainer("watched", *RECIPES[recipe], *short, "trainer.sample_every=1")
-    watched.evaluator = Scripted(5.0, 4.0)
+    watched.scoring.evaluator = Scripted(5.0, 4.0)
     watched.fit()
     assert len(list((tmp_path / "watched" / "samples").glob("step_*.png"))) == 2
     assert watched.best_score == 4.0
@@ -285,7 +285,7 @@ def test_a_signal_during_an_evaluation_ends_the_run_with_a_checkpoint_of_that_ve
     new_trainer: TrainerMaker,
 ) -> None:
     trainer = new_trainer("run", *SIMPLE)
-    trainer.evaluator = Scripted(every=3, act=lambda: signal.raise_signal(signal.SIGINT))
+    trainer.scoring.evaluator = Scripted(every=3, act=lambda: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedRunError) as error:
         trainer.fit()
@@ -302,7 +302,7 @@ def test_a_second_ctrl_c_ends_it_at_once(new_trainer: TrainerMaker) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    trainer.evaluator = Scripted(every=3, act=twice)
+    trainer.scoring.evaluator = Scripted(every=3, act=twice)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
 
@@ -352,7 +352,7 @@ def test_a_diverged_generator_is_never_kept_as_the_best(
 ) -> None:
     """An image of NaN is black, and a black image has a score."""
     trainer = new_trainer("run", *SIMPLE, "trainer.log_every=100")
-    trainer.evaluator = Scripted(5.0, 4.0, every=3)
+    trainer.scoring.evaluator = Scripted(5.0, 4.0, every=3)
     poison(trainer, monkeypatch, 5)
     with pytest.raises(DivergedError, match="since step 5"):
         trainer.fit()
@@ -396,12 +396,12 @@ def test_an_interrupted_run_that_has_diverged_keeps_no_checkpoint_of_it(
 def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: TrainerMaker, tmp_path: Path) -> None:
     nan = float("nan")
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=6", "trainer.keep=1")
-    trainer.evaluator = Scripted(nan, 5.0, 7.0, 3.0, nan, 4.0)
+    trainer.scoring.evaluator = Scripted(nan, 5.0, 7.0, 3.0, nan, 4.0)
     result = trainer.fit()
     assert (result.step, result.best_step, result.best_score) == (6, 4, 3.0)
     assert load(trainer.checkpoints.find("best"))["step"] == 4
     resumed = new_trainer("run", *SIMPLE, "trainer.steps=8", "trainer.keep=1", resume=True)
-    resumed.evaluator = Scripted(3.5, 3.25)
+    resumed.scoring.evaluator = Scripted(3.5, 3.25)
     result = resumed.fit()
     assert (result.step, result.best_step, result.best_score) == (8, 4, 3.0)
     assert load(resumed.checkpoints.find("best"))["step"] == 4
@@ -411,7 +411,7 @@ def test_the_best_is_the_lowest_score_and_survives_a_resume(new_trainer: Trainer
 
 def test_the_final_scores_are_kept_with_all_that_decides_them(new_trainer: TrainerMaker, tmp_path: Path) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=4")
-    trainer.evaluator = Scripted(5.0, 6.0, every=2, last=(4.5,))
+    trainer.scoring.evaluator = Scripted(5.0, 6.0, every=2, last=(4.5,))
     result = trainer.fit()
     assert [record.value for record in result.records] == [4.5]
     assert result.best_score == 5.0  # of the comparable ones
@@ -431,8 +431,8 @@ def test_the_final_scores_are_kept_with_all_that_decides_them(new_trainer: Train
 
 def test_a_run_that_gets_no_better_ends_early_with_everything_saved(new_trainer: TrainerMaker, tmp_path: Path) -> None:
     trainer = new_trainer("run", *SIMPLE)
-    trainer.evaluator = Scripted(5.0, 6.0, 5.5, 1.0, last=(2.0,))
-    trainer.scores = ScoreWatch(warn_after=9, stop_after=2)
+    trainer.scoring.evaluator = Scripted(5.0, 6.0, 5.5, 1.0, last=(2.0,))
+    trainer.scoring.watch = ScoreWatch(warn_after=9, stop_after=2)
     result = trainer.fit()
     assert (result.step, result.best_step, result.stopped_early) == (3, 1, True)
     assert [record.value for record in result.records] == [2.0]
@@ -460,7 +460,7 @@ def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
         raise error
 
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
-    trainer.evaluator = Scripted(5.0, act=fail)
+    trainer.scoring.evaluator = Scripted(5.0, act=fail)
     with caplog.at_level(logging.INFO):
         result = trainer.fit()
     assert (result.step, result.best_score) == (2, None)
@@ -471,7 +471,7 @@ def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
 
 def test_a_signal_before_the_final_scores_does_not_wait_for_them(new_trainer: TrainerMaker) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=2")
-    trainer.evaluator = Scripted(every=2, act=terminate, last=(1.0,))
+    trainer.scoring.evaluator = Scripted(every=2, act=terminate, last=(1.0,))
     with pytest.raises(InterruptedRunError, match=r"trained to step 2, checkpoint written; the final scores") as error:
         trainer.fit()
     assert error.value.signal == signal.SIGTERM

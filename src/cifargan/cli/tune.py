@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import GROUPS, Settings, check, plain
+from cifargan.build.check import check
+from cifargan.build.settings import GROUPS, Settings, plain
 from cifargan.cli.errors import explain, report
 from cifargan.cli.overrides import key_of, reject_null_groups
 from cifargan.cli.sweep import quoted
@@ -18,7 +19,7 @@ from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
 from cifargan.reporting.summary import summary_of
 from cifargan.training.interruption import InterruptedRunError
-from cifargan.training.trainer import Watcher, watcher
+from cifargan.training.scoring import Watcher, watcher
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

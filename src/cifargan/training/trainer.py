@@ -1,9 +1,6 @@
 """The one training loop: plays the game, and does what is due between its rounds."""
 
 import logging
-import time
-from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,37 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifargan import parallel
-from cifargan.agreement import Request, is_known_to_all, on_first
+from cifargan.agreement import Request, on_first
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop
-from cifargan.evaluation.measure import StoppedError
-from cifargan.evaluation.records import Record, add_to_file, formatted, scalars
+from cifargan.evaluation.records import Record, scalars
 from cifargan.images import grid
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
+from cifargan.training.pace import Pace
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
+from cifargan.training.scoring import Scoring
 from cifargan.training.tracking import Tracking
-from cifargan.training.watch import CollapseWatch, ScoreWatch, spread
+from cifargan.training.watch import CollapseWatch, spread
 
 log = logging.getLogger(__name__)
-
-# Called with each evaluation's step, records and monitored key, by whoever started the training; may raise to end it.
-# In the context, as what lies between has no business with it.
-Watcher = Callable[[int, list[Record], str], None]
-
-
-def nobody(step: int, records: list[Record], monitor: str) -> None:
-    """No one looks at the scores as they come."""
-
-
-watcher: ContextVar[Watcher] = ContextVar("watcher", default=nobody)
 
 
 @dataclass(frozen=True)
@@ -80,20 +66,15 @@ class Trainer:
         self.game = game
         self.schedule = game.schedule
         self.images = images
-        self.evaluator = evaluator
         self.tracker = tracker
         self.checkpoints = checkpoints
         self.config = config
 
         self.reals = _spread_out(images.images, 100)
         self.watch = CollapseWatch(real_spread=spread(self.reals))
-        self.scores = ScoreWatch(
-            warn_after=evaluator.warn_after, stop_after=evaluator.stop_after, target=evaluator.target
-        )
+        self.pace = Pace()
+        self.scoring = Scoring(evaluator, sampler=self.sampler, tracker=tracker, pace=self.pace, device=game.device)
         self.running = RunningMeans([])
-        self.started = time.monotonic()
-        self.last_log = (self.started, 0)
-        self.evaluation_seconds = 0.0
         self.rollbacks = 0  # how often this run went back because it had diverged
         self.unsaved = False  # whether the last attempt to write a checkpoint failed
         self.pages: dict[Path, bytes] = {}
@@ -112,8 +93,7 @@ class Trainer:
             UserError: the last checkpoint could not be written.
             InterruptedRunError: a signal asked the run to stop; its checkpoint is written.
         """
-        self.started = time.monotonic()
-        self.last_log = (self.started, self.step)
+        self.pace.start(self.step)
         self.pages = self.tracker.directory.pages()
         if self.schedule.goes_back and on_first(lambda: not self.checkpoints.steps()):
             self._save(last=False)
@@ -125,7 +105,7 @@ class Trainer:
             def stop() -> bool:
                 return interruption.requested is not None
 
-            while self.step < self.schedule.steps and not self.scores.over:
+            while self.step < self.schedule.steps and not self.scoring.watch.over:
                 metrics = self._iterate()
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
@@ -139,7 +119,7 @@ class Trainer:
                     continue
                 if signal is not None:
                     raise InterruptedRunError(signal, f"stopped at step {self.step}, checkpoint written")
-            records = self._score_finally(stop)
+            records = self.scoring.score_finally(self.step, stop)
             if records:
                 self.tracker.hyperparameters(self.config, scalars(records))
             signal = request.ask_now(interruption.requested)
@@ -148,17 +128,17 @@ class Trainer:
                     signal,
                     f"trained to step {self.step}, checkpoint written; the final scores were not waited for",
                 )
-        return Result(self.step, self.best_step, self.best_score, tuple(records), self.scores.over)
+        return Result(self.step, self.best_step, self.best_score, tuple(records), self.scoring.watch.over)
 
     @property
     def best_score(self) -> float | None:
         """The best score so far."""
-        return self.scores.best
+        return self.scoring.watch.best
 
     @property
     def best_step(self) -> int | None:
         """The step of the best score."""
-        return self.scores.best_step
+        return self.scoring.watch.best_step
 
     def sampler(self, *, standing_batches: int = 16, batch_norm: BatchNormMode = "standing") -> Sampler:
         """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
@@ -168,7 +148,7 @@ class Trainer:
             device=self.game.device,
             batch_norm=batch_norm,
             standing_batches=standing_batches,
-            batch_size=self.evaluator.batch_size,
+            batch_size=self.scoring.evaluator.batch_size,
         )
 
     def _iterate(self) -> dict[str, Tensor]:
@@ -241,7 +221,7 @@ class Trainer:
         self.game.precision = Precision(self.game.precision.name, self.game.device)
         self.load_state(found[1])
         self.tracker.rewind(step)
-        self.last_log = (time.monotonic(), step)
+        self.pace.restart(step)
         return step
 
     def recovered(self) -> dict[str, Any]:
@@ -268,18 +248,18 @@ class Trainer:
         save = due(self.schedule.checkpoint_every) or stopping or (self.unsaved and due(self.schedule.log_every))
         best = False
         if save or any(
-            due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.evaluator.every)
+            due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.scoring.evaluator.every)
         ):
             self._check_finite()
         if due(self.schedule.log_every):
             self._log()
         if due(self.schedule.sample_every):
             on_first(self._sample)
-        if due(self.evaluator.every):
-            best = self._evaluate(stop)
+        if due(self.scoring.evaluator.every):
+            best = self.scoring.score(self.step, stop)
         # A run that gives up ends here, so this is its last checkpoint.
-        if save or best or self.scores.over:
-            self._save(best=best, last=last or stopping or self.scores.over)
+        if save or best or self.scoring.watch.over:
+            self._save(best=best, last=last or stopping or self.scoring.watch.over)
 
     def _save(self, *, best: bool = False, last: bool) -> None:
         """Write a checkpoint. One that fails is tried again later, unless it is the last.
@@ -328,9 +308,7 @@ class Trainer:
     def _log(self) -> None:
         values = self.running.compute()
         self.running.reset()
-        now, (then, step_then) = time.monotonic(), self.last_log
-        self.last_log = (now, self.step)
-        rate = (self.step - step_then) / max(now - then, 1e-9)
+        rate = self.pace.lap(self.step)
         self.watch.look_at_scalars(values, self.step)
         values |= {
             "learning_rate/generator": float(self.game.g_optimizer.param_groups[0]["lr"]),
@@ -366,66 +344,13 @@ class Trainer:
         self.watch.look_at_samples(images, self.step)
         self.tracker.image("samples", grid(images, columns=per_class), self.step)
 
-    def _evaluate(self, stop: Stop) -> bool:
-        """Score the averaged weights; whether this is the best score so far."""
-        records = self._records(lambda: self.evaluator.evaluate(self.sampler(), step=self.step, stop=stop))
-        self.scores.look_at_details(records, self.step)
-        monitored = [record.value for record in records if record.key == self.evaluator.monitor]
-        watcher.get()(self.step, records, self.evaluator.monitor)
-        return any(self.scores.look(value, self.step) for value in monitored)
-
-    def _score_finally(self, stop: Stop) -> list[Record]:
-        """Score the last weights as one would report them. All training is saved by now."""
-        return self._records(lambda: self.evaluator.final(self.sampler(), step=self.step, stop=stop))
-
-    def _records(self, evaluate: Callable[[], list[Record]]) -> list[Record]:
-        """What an evaluation yields, logged and kept. One that fails costs itself and not the run."""
-        started = time.monotonic()
-        try:
-            records = evaluate()
-            self._keep(records)
-        except StoppedError as error:
-            log.info("%s", error)
-            records = []
-        except Exception as error:
-            if parallel.processes() > 1 and not is_known_to_all(error):
-                # The others wait for what will not come: this process has to end, and with it the run.
-                raise
-            # torch says with a RuntimeError that memory is out. What nobody foresaw keeps its trace.
-            foreseen = isinstance(error, UserError | RuntimeError | MemoryError)
-            reason = (str(error) or repr(error)).splitlines()[0]
-            log.warning("step %d: no scores (%s); training goes on", self.step, reason, exc_info=not foreseen)
-            records = []
-        if self.game.device.type == "cuda":
-            # The extractor's activations must not stand in the way of training's.
-            torch.cuda.empty_cache()
-        seconds = time.monotonic() - started
-        self.evaluation_seconds += seconds
-        # What passed is no training time.
-        then, step_then = self.last_log
-        self.last_log = (then + seconds, step_then)
-        if records:
-            share = self.evaluation_seconds / (time.monotonic() - self.started)
-            self.tracker.records(self.step, records, {"speed/evaluation_share": share})
-            shown = "  ".join(f"{record.key} {formatted(record)}" for record in records if record.class_name is None)
-            log.info("step %d  %s  (%.0f s)", self.step, shown, seconds)
-        return records
-
-    def _keep(self, records: list[Record]) -> None:
-        """Write scores to their file; where it cannot be written they are still in the log, and still decide."""
-        try:
-            if records:
-                on_first(lambda: add_to_file(self.tracker.directory.evaluation, records))
-        except UserError as error:
-            log.warning("step %d: %s", self.step, error)
-
     def state(self) -> State:
         """All that a bit-exact continuation needs, as tensors and builtins."""
         return {
             **self.game.state(),
             "running": {"names": self.running.names, "sums": self.running.shared_state()},
             "watch": self.watch.state_dict(),
-            "best": self.scores.state_dict(),
+            "best": self.scoring.watch.state_dict(),
             "rollbacks": self.rollbacks,
             "classes": list(self.images.classes),
             "config": self.config,
@@ -444,7 +369,7 @@ class Trainer:
         # After loading, which puts the checkpoint's tensors, on the CPU, in the place of its own.
         self.running.to(self.game.device)
         self.watch.load_state_dict(state["watch"])
-        self.scores.load_state_dict(state["best"])
+        self.scoring.watch.load_state_dict(state["best"])
         self.rollbacks = int(state["rollbacks"])
         self.schedule = self.game.schedule
 
