@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cifargan.benchmark.roofline import Roofline, count_flops, measure
+from cifargan.benchmark.roofline import Roofline, count_flops, count_traffic, measure
 
 CPU = torch.device("cpu")
 
@@ -26,3 +26,12 @@ def test_a_roof_for_each_precision() -> None:
     assert roof.flops.keys() == {"fp32"}
     assert roof.flops["fp32"] > 0
     assert roof.bytes > 0
+
+
+def test_traffic_is_what_operators_take_and_give() -> None:
+    x, y = torch.randn(10, 20), torch.randn(20, 5)
+    assert count_traffic(lambda: x @ y) == 4 * (10 * 20 + 20 * 5 + 10 * 5)
+    assert count_traffic(lambda: x.view(200).reshape(20, 10).T.detach()) == 0  # a view moves nothing
+    assert count_traffic(lambda: torch.empty(100)) == 0
+    assert count_traffic(lambda: torch.cat([x, x])) == 4 * 4 * 200
+    assert count_traffic(lambda: x.clone().relu_()) == 4 * (2 * 200 + 2 * 200)

@@ -4,10 +4,14 @@ Work is counted on the reference: textbook order, every gradient that its steps 
 weights with less arithmetic is credited with all of it, so its share of the roofline may pass 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifargan.benchmark.timing import seconds_of
@@ -15,6 +19,7 @@ from cifargan.training.precision import PrecisionName
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIDE = {"cuda": 8192, "cpu": 1024}
+_TOUCH_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 _COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
 
 
@@ -37,6 +42,33 @@ def count_flops(work: Callable[[], object]) -> int:
     with counter:
         work()
     return counter.get_total_flops()
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums up the sizes of what operators read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if not (func.is_view or func.overloadpacket.__name__ in _TOUCH_NOTHING):
+            self.bytes += sum(each.nbytes for each in tree_leaves((args, kwargs, found)) if isinstance(each, Tensor))
+        return found
+
+
+def count_traffic(work: Callable[[], object]) -> int:
+    """Bytes that the operators of a call read and write if each fetches what it takes and stores what it gives.
+
+    What caches keep and what kernels do in one go makes it less, workspaces make it more: an estimate, whatever the device.
+    """
+    traffic = _Traffic()
+    with traffic:
+        work()
+    return traffic.bytes
 
 
 def measure(device: torch.device, precisions: set[PrecisionName]) -> Roofline:

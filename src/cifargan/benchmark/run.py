@@ -12,10 +12,11 @@ import torch
 from omegaconf import DictConfig
 
 from cifargan.benchmark.gate import Check, gate, require
+from cifargan.benchmark.hotspots import Hotspot, hotspots
 from cifargan.benchmark.memory import Memory
 from cifargan.benchmark.presets import random_images
 from cifargan.benchmark.profile import Profile, profile
-from cifargan.benchmark.roofline import Roofline, count_flops, measure
+from cifargan.benchmark.roofline import Roofline, count_flops, count_traffic, measure
 from cifargan.benchmark.timing import Timing, one_thread, take_turns
 from cifargan.benchmark.variants import Contestant, Variant, prepare
 from cifargan.training.rng import be_deterministic
@@ -59,6 +60,29 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Race:
+    """What came of timing the contestants against each other.
+
+    Attributes:
+        flops: floating point operations of an iteration in the textbook order.
+        traffic: bytes that its operators read and write, each for itself.
+        roofline: what the device does at best.
+        results: one for each contestant, the baseline first.
+        left_out: contestants that did not fit into the device's memory.
+        watched: the fastest of the trainer's, whose time was looked into.
+        hotspots: where its time goes.
+    """
+
+    flops: int
+    traffic: int
+    roofline: Roofline
+    results: Sequence[Result]
+    left_out: Sequence[str]
+    watched: str
+    hotspots: Sequence[Hotspot]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What `cifargan bench` found, ready for JSON.
 
@@ -67,10 +91,7 @@ class Report:
         config: the configuration that was measured, resolved.
         machine: device, processor, versions, commit.
         checks: the gate.
-        flops_per_iteration: of the textbook iteration.
-        roofline: what the device does at best; None where nothing was timed.
-        results: one for each contestant, the baseline first.
-        left_out: contestants that did not fit into the device's memory.
+        race: the timings; None where nothing was timed.
         memory: which batch fits; None where it was not asked for.
     """
 
@@ -78,10 +99,7 @@ class Report:
     config: dict[str, Any]
     machine: dict[str, Any]
     checks: list[Check]
-    flops_per_iteration: int | None = None
-    roofline: Roofline | None = None
-    results: Sequence[Result] = ()
-    left_out: Sequence[str] = ()
+    race: Race | None = None
     memory: Memory | None = None
 
     def record(self) -> dict[str, Any]:
@@ -123,9 +141,7 @@ def cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def race(
-    variants: Sequence[Variant], config: DictConfig, *, device: torch.device, rounds: int
-) -> tuple[int, Roofline, list[Result], list[str]]:
+def race(variants: Sequence[Variant], config: DictConfig, *, device: torch.device, rounds: int) -> Race:
     """Time the variants against each other.
 
     Args:
@@ -133,10 +149,6 @@ def race(
         config: what all of them train.
         device: where.
         rounds: how often each one's turn comes.
-
-    Returns:
-        Floating point operations of an iteration, the roofline, a result for each contestant, and the names of those
-        that did not fit into memory.
     """
     images = random_images(IMAGES.get(device.type, 2_000), image_size=config.data.image_size)
     be_deterministic(False)  # cuDNN looks for the fastest algorithm, for all contestants, as in training
@@ -151,12 +163,14 @@ def race(
                 if not contestants:
                     raise
                 left_out.append(variant.name)
-        flops = count_flops(contestants[0].iterate)
+        flops, traffic = (count(contestants[0].iterate) for count in (count_flops, count_traffic))
         profiles = [profile(contestant, device) for contestant in contestants]
         log.info("timing: %d rounds", rounds)
         block = BLOCK_SECONDS.get(device.type, 0.4)
         timings = take_turns(contestants, rounds=rounds, block_seconds=block, device=device)
         roof = measure(device, {variant.precision for variant in variants})
+        watched = _fastest(contestants, timings, device)
+        spots = hotspots(watched.iterate, device)
     real_images = config.trainer.d_steps * config.trainer.batch_size
     results = []
     for contestant, timing, asked in zip(contestants, timings, profiles, strict=True):
@@ -176,7 +190,27 @@ def race(
                 replayed=_replayed(contestant),
             )
         )
-    return flops, roof, results, left_out
+    return Race(
+        flops=flops,
+        traffic=traffic,
+        roofline=roof,
+        results=results,
+        left_out=left_out,
+        watched=watched.variant.name,
+        hotspots=spots,
+    )
+
+
+def _fastest(contestants: Sequence[Contestant], timings: Sequence[Timing], device: torch.device) -> Contestant:
+    """Of the trainer's, and of those that can be looked into."""
+
+    def can_be_watched(contestant: Contestant) -> bool:
+        switches = contestant.variant.switches
+        return switches is not None and (device.type == "cuda" or switches.compile == "off")
+
+    pairs = zip(contestants, timings, strict=True)
+    rates = [(timing.iterations_per_second, each) for each, timing in pairs if can_be_watched(each)]
+    return max(rates, key=lambda pair: pair[0])[1]
 
 
 def _replayed(contestant: Contestant) -> bool | None:

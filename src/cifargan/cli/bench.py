@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from cifargan.benchmark.hotspots import LISTED, Hotspot
 from cifargan.benchmark.memory import GB, Memory, which_batch_fits
 from cifargan.benchmark.presets import compose, narrowed
 from cifargan.benchmark.reference import presets
-from cifargan.benchmark.run import Report, Result, machine, passed_gate, race
+from cifargan.benchmark.run import Race, Report, Result, machine, passed_gate, race
 from cifargan.benchmark.variants import has_bf16_units, variants
-from cifargan.build import plain, select_device
+from cifargan.build.device import select_device
+from cifargan.build.settings import plain
 from cifargan.cli.options import Parser, count
 from cifargan.cli.tables import aligned
 from cifargan.errors import UserError
@@ -24,6 +26,7 @@ from cifargan.files import write_json
 CPU_WIDTH = 32
 CPU_BATCH = 8
 ROUNDS = 5
+LONGEST = 60  # letters of a kernel's name that are shown
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,8 +81,7 @@ def run(arguments: list[str]) -> int:
     bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16_units(device))
     if comparable and not options.only_gate:
         contestants = variants(device, bf16=bf16, compiled=options.compile)
-        flops, roof, results, left_out = race(contestants, config, device=device, rounds=options.rounds)
-        report = replace(report, flops_per_iteration=flops, roofline=roof, results=results, left_out=left_out)
+        report = replace(report, race=race(contestants, config, device=device, rounds=options.rounds))
     if options.memory:
         full.precision = "bf16" if bf16 else "fp32"
         report = replace(report, memory=which_batch_fits(full, device))
@@ -116,31 +118,58 @@ def lines_of(report: Report) -> list[str]:
         lines += aligned(
             [[f"  {check.name}", f"{check.error:.1e}", f"of {check.limit:.0e}"] for check in report.checks]
         )
-    if report.results:
-        lines += ["", *race_lines(report)]
+    if report.race:
+        lines += ["", *race_lines(report.race), "", *hotspot_lines(report.race)]
     if report.memory:
         lines += ["", *memory_lines(report.memory)]
     return [*lines, ""]
 
 
-def race_lines(report: Report) -> list[str]:
+def race_lines(race: Race) -> list[str]:
     """One row for each contestant, and what the rates are shares of."""
-    cuda = report.results[0].peak_bytes is not None
+    cuda = race.results[0].peak_bytes is not None
     heads = ["", "it/s", "images/s", "x baseline", "(spread)", "TFLOP/s" if cuda else "GFLOP/s", "of roof"]
     heads += ["kernels", "launches"] if cuda else ["operators"]
     heads += ["host waits", *(["peak GB"] if cuda else []), "start s"]
-    rows = [heads, *(_row(result, cuda=cuda) for result in report.results)]
-    roof = report.roofline
-    lines = aligned(rows)
-    for name in report.left_out:
+    lines = aligned([heads, *(_row(result, cuda=cuda) for result in race.results)])
+    for name in race.left_out:
         lines.append(f"{name}: left out, it did not fit into memory beside the others")
-    lines += [f"{r.name}: its rounds could not be replayed from a graph" for r in report.results if r.replayed is False]
-    if roof is not None and report.flops_per_iteration is not None:
-        unit, size = ("TFLOP/s", 1e12) if cuda else ("GFLOP/s", 1e9)
-        peaks = ", ".join(f"{rate / size:,.0f} {unit} in {name}" for name, rate in roof.flops.items())
-        lines.append(f"roof: {peaks}, copies {roof.bytes / 1e9:,.0f} GB/s, measured in this run")
-        lines.append(f"an iteration is {report.flops_per_iteration / 1e9:,.2f} GFLOP in the textbook order")
-    return lines
+    lines += [f"{r.name}: its rounds could not be replayed from a graph" for r in race.results if r.replayed is False]
+    unit, size = ("TFLOP/s", 1e12) if cuda else ("GFLOP/s", 1e9)
+    roof = race.roofline
+    peaks = ", ".join(f"{rate / size:,.0f} {unit} in {name}" for name, rate in roof.flops.items())
+    arithmetic, copies = race.flops / max(roof.flops.values()), race.traffic / roof.bytes
+    return [
+        *lines,
+        f"roof: {peaks}, copies {roof.bytes / 1e9:,.0f} GB/s, measured in this run",
+        f"an iteration in the textbook order: {race.flops / 1e9:,.2f} GFLOP, {1e3 * arithmetic:,.2f} ms at the roof; "
+        f"{race.traffic / 1e9:,.2f} GB in and out of its operators, {1e3 * copies:,.2f} ms at that of copies",
+    ]
+
+
+def hotspot_lines(race: Race) -> list[str]:
+    """Where the time of the fastest goes."""
+    total = sum(spot.seconds for spot in race.hotspots)
+    shown = race.hotspots[:LISTED]
+    rest = Hotspot(
+        name=f"{len(race.hotspots) - len(shown)} others",
+        calls=sum(spot.calls for spot in race.hotspots[LISTED:]),
+        seconds=sum(spot.seconds for spot in race.hotspots[LISTED:]),
+    )
+    rows = [
+        [
+            f"  {spot.name[:LONGEST]}",
+            f"{spot.calls:,.0f}",
+            f"{1e3 * spot.seconds:,.2f} ms",
+            f"{spot.seconds / total:.0%}",
+        ]
+        for spot in [*shown, *([rest] if rest.calls else [])]
+    ]
+    seconds = next(1 / r.timing.iterations_per_second for r in race.results if r.name == race.watched)
+    return [
+        f"where the time of '{race.watched}' goes: {1e3 * total:,.2f} ms of work in an iteration of {1e3 * seconds:,.2f} ms",
+        *aligned(rows),
+    ]
 
 
 def _row(result: Result, *, cuda: bool) -> list[str]:
