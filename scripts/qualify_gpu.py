@@ -47,6 +47,8 @@ TRAININGS = {
 BENCHMARKS = ("biggan_original", "biggan_lecam_diffaug", "dcgan")
 TESTS_SHARE, BENCH_SHARE = 0.06, 0.12
 SMALL_WIDTH = 16
+DISTANCE = "fd_lite0_64"
+SHOWN = ("fd", "kd", "precision", "recall")
 
 
 class OutOfTimeError(Exception):
@@ -165,7 +167,7 @@ class Qualification:
             "evaluate", *real, "--evaluator", "efficientnet_lite0", "--out", str(report),
             limit=TESTS_SHARE * self.total, log=self.summary / "floor.txt",
         )  # fmt: skip
-        return {"exit": code, "seconds": seconds}
+        return {"exit": code, "seconds": seconds, "scores": scores_of(report / "evaluation.json")}
 
     def bench(self, preset: str) -> dict[str, Any]:
         """A preset's race against plain PyTorch."""
@@ -273,6 +275,7 @@ class Qualification:
             "step": step,
             "scored": scored,
             "evaluation_seconds": seconds,
+            "scores": scores_of(directory / "evaluation.json"),
             "sheets": [Path(s).name for s in sheets],
         }
         return {**facts, "record": shlex.join(["python", "scripts/results_table.py", *table[2:]])}
@@ -283,7 +286,12 @@ class Qualification:
         summary = {"machine": machine(), "minutes": self.budget.spent / 60, "data": self.data, "stages": done}
         summary["curves"] = {name: curve(self.out / "runs" / name) for name in self.trainings}
         (self.summary / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        draw({name: points for name, points in summary["curves"].items() if points}, self.summary / "curves.png")
+        floor = done.get("floor", {}).get("scores", {})
+        # Few images are farther from the reference than many, so that other numbers of them make no floor.
+        level = floor.get(DISTANCE) if floor.get("n") == self.samples else None
+        draw({name: points for name, points in summary["curves"].items() if points}, self.summary / "curves.png", level)
+        for line in table(done):
+            say(line)
         size = sum(path.stat().st_size for path in self.summary.rglob("*") if path.is_file()) / 2**20
         say(f"{self.summary}: {size:.1f} MiB" + (f", which is more than {KEEP_MIB}" if size > KEEP_MIB else ""))
 
@@ -374,8 +382,35 @@ def curve(directory: Path) -> list[dict[str, float]]:
     return points
 
 
-def draw(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
-    """Score against minutes, a line each."""
+def scores_of(file: Path) -> dict[str, float]:
+    """The newest scores of all classes together in an evaluation.json, and of how many images; {}: there are none."""
+    try:
+        records = json.loads(file.read_text())["records"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    whole = [record for record in records if record["class_name"] is None]
+    return {key: value for record in whole for key, value in ((record["metric"], record["value"]), ("n", record["n"]))}
+
+
+def table(done: dict[str, dict[str, Any]]) -> list[str]:
+    """What was scored, best first: the order that recipes are expected in can be read off."""
+    scored = {name.removeprefix("train "): facts for name, facts in done.items() if facts.get("scores")}
+    rows = []
+    for name, facts in sorted(scored.items(), key=lambda item: _distance(item[1]["scores"])):
+        values = [f"{metric} {value:.4g}" for metric, value in facts["scores"].items() if metric.startswith(SHOWN)]
+        if not any(value.startswith("fd") for value in values):
+            continue
+        made = "real test images" if name == "floor" else f"{facts['step']:,} steps, {facts['seconds'] / 60:.1f} min"
+        rows.append(f"  {name:22}{', '.join(values)}  ({made})")
+    return rows
+
+
+def _distance(scores: dict[str, float]) -> float:
+    return next((value for metric, value in scores.items() if metric.startswith("fd")), float("inf"))
+
+
+def draw(curves: dict[str, list[dict[str, float]]], file: Path, floor: float | None) -> None:
+    """Score against minutes, a line each, and the score of real images that were not trained on."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -386,8 +421,10 @@ def draw(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
     for name, points in curves.items():
         metric = next(key for key in points[0] if key not in ("seconds", "step"))
         axes.plot([p["seconds"] / 60 for p in points], [p[metric] for p in points], marker=".", label=name)
+    if floor is not None:
+        axes.axhline(floor, color="black", linestyle="--", label="real test images")
     axes.set(xlabel="minutes of training", ylabel=metric or "score", xscale="log", yscale="log")
-    if curves:
+    if curves or floor is not None:
         axes.legend(fontsize="small")
     figure.savefig(file, dpi=110)
 

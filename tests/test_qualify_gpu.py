@@ -11,7 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cifargan.build import check, plain
+from cifargan.build.check import check
+from cifargan.build.settings import plain
 from cifargan.config import conf_dir
 
 
@@ -62,6 +63,78 @@ def test_curves_leave_breaks_and_evaluations_out(script: ModuleType, tmp_path: P
     assert script.last_rate(tmp_path) == 10.0
 
 
+def scored(*values: float, n: int = 200) -> str:
+    """An evaluation.json in which the whole and a class were scored, again and again."""
+    records = [
+        {"metric": "fd_lite0_64", "value": value, "n": n, "class_name": name}
+        for value in values
+        for name in (None, "cat")
+    ]
+    return json.dumps({"records": records})
+
+
+def test_the_newest_score_of_all_classes_counts(script: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    assert script.scores_of(file) == {}
+    file.write_text(scored(9.0, 7.0))
+    assert script.scores_of(file) == {"fd_lite0_64": 7.0, "n": 200}
+    file.write_text("{")
+    assert script.scores_of(file) == {}
+
+
+@pytest.mark.parametrize(("n", "level"), [(200, 40.0), (10_000, None)])
+def test_real_images_are_a_floor_for_as_many_generated_ones(
+    n: int, level: float | None, script: ModuleType, options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float | None] = []
+    monkeypatch.setattr(script, "draw", lambda _, __, floor: drawn.append(floor))
+    qualification = script.Qualification(options)
+    qualification.budget.note("floor", scores={"fd_lite0_64": 40.0, "n": n})
+    qualification.sum_up()
+    assert drawn == [level]
+
+
+def test_the_table_is_in_the_order_of_distance(script: ModuleType) -> None:
+    done = {
+        "tests": {"exit": 0},
+        "train dcgan": {"scores": {"fd_lite0_64": 900.0, "n": 200}, "step": 1200, "seconds": 90.0},
+        "train biggan": {
+            "scores": {"fd_lite0_64": 300.0, "recall_lite0_64": 0.25, "n": 200},
+            "step": 7,
+            "seconds": 6.0,
+        },
+        "train acbiggan": {"scores": {}, "step": 0, "seconds": 1.0},
+        "floor": {"scores": {"fd_lite0_64": 44.0, "n": 10_000}},
+    }
+    rows = script.table(done)
+    assert [row.split()[0] for row in rows] == ["floor", "biggan", "dcgan"]
+    assert "fd_lite0_64 300, recall_lite0_64 0.25  (7 steps, 0.1 min)" in rows[1]
+
+
+def test_curves_are_drawn_with_and_without_a_floor(script: ModuleType, tmp_path: Path) -> None:
+    points = {"dcgan": [{"seconds": 60.0, "step": 1, "fd": 900.0}, {"seconds": 120.0, "step": 2, "fd": 700.0}]}
+    sizes = []
+    for floor in (None, 40.0):
+        script.draw(points, tmp_path / "curves.png", floor)
+        sizes.append((tmp_path / "curves.png").stat().st_size)
+    assert sizes[1] != sizes[0] > 0
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> argparse.Namespace:
+    """What the command line says."""
+    return argparse.Namespace(
+        out=tmp_path / "out",
+        small=True,
+        device="cpu",
+        samples=1,
+        data_root=None,
+        minutes=9.0,
+        leave_after=None,
+        only=None,
+    )
+
+
 class Deaf:
     """A training that heeds no signal but the last."""
 
@@ -81,23 +154,13 @@ class Deaf:
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_training_that_had_to_be_killed_counts_if_it_left_a_checkpoint(
-    saved: bool, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: bool, script: ModuleType, options: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, log = tmp_path / "run", tmp_path / "log"
     (directory / "checkpoints").mkdir(parents=True)
     if saved:
         (directory / "checkpoints" / "step_000000111.pt").touch()
     log.write_text("")
-    options = argparse.Namespace(
-        out=tmp_path / "out",
-        small=True,
-        device="cpu",
-        samples=1,
-        data_root=None,
-        minutes=9.0,
-        leave_after=None,
-        only=None,
-    )
     qualification = script.Qualification(options)
     points = iter([0, 1, 1, 1])
     monkeypatch.setattr(script, "progress", lambda _: next(points))
