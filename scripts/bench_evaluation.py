@@ -29,7 +29,8 @@ from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
-from cifargan.build import build_generator, plain
+from cifargan.build.parts import build_generator
+from cifargan.build.settings import plain
 from cifargan.config import conf_dir
 from cifargan.evaluation.features import full_precision
 from cifargan.evaluation.inception import Inception

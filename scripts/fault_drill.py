@@ -33,7 +33,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from cifargan import build
+from cifargan.build import trainer
+from cifargan.build.parts import build_data
+from cifargan.build.settings import plain
 from cifargan.cli.errors import report
 from cifargan.cli.run_log import RunLog
 from cifargan.cli.train import claim_and_train
@@ -118,8 +120,8 @@ class Drill:
         self.folder = folder
         self.chance = random.Random(seed)  # noqa: S311 - no secret
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            self.composed = OmegaConf.create(build.plain(hydra.compose("train", SETTINGS)))
-        self.images = build.build_data(self.composed.data)
+            self.composed = OmegaConf.create(plain(hydra.compose("train", SETTINGS)))
+        self.images = build_data(self.composed.data)
         self.rows: list[Row] = []
         self.write_seconds = 0.01
         self.lives = 0
@@ -127,7 +129,7 @@ class Drill:
     def config(self, directory: Path, *overrides: str, new: bool) -> DictConfig:
         """What a life is about."""
         own = OmegaConf.from_dotlist([*overrides, *([] if new else [f"resume={directory}"])])
-        return OmegaConf.create(build.plain(OmegaConf.merge(self.composed, own)))  # type: ignore[arg-type]
+        return OmegaConf.create(plain(OmegaConf.merge(self.composed, own)))  # type: ignore[arg-type]
 
     def live(
         self,
@@ -181,7 +183,7 @@ class Drill:
                 return iterate(game)
 
             with (
-                patch.object(build, "build_data", lambda _: self.images),
+                patch.object(trainer, "build_data", lambda _: self.images),
                 patch.object(checkpoint, "write_atomically", announced),
                 patch.object(Game, "iterate", counted),
                 patch.object(run_directory, "git_state", lambda _: None),
@@ -611,7 +613,7 @@ def signals(drill: Drill, straight: Path) -> None:
     """Being asked to stop."""
 
     def slow() -> None:
-        build.build_evaluator = lambda *_, **__: Slow()
+        patch.object(trainer, "build_evaluator", lambda *_, **__: Slow()).start()
 
     def at_random(number: int) -> Callable[[Watch], None]:
         def kill(watch: Watch) -> None:

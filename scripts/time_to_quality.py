@@ -18,7 +18,9 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 
-from cifargan.build import build_trainer, check, plain
+from cifargan.build.check import check
+from cifargan.build.settings import plain
+from cifargan.build.trainer import build_trainer
 from cifargan.config import conf_dir
 from cifargan.files import write_json
 from cifargan.training.run_directory import RunDirectory

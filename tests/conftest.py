@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import plain
+from cifargan.build.settings import plain
 from cifargan.cli import main
 from cifargan.config import conf_dir
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.build import build_discriminator, build_generator, check
+from cifargan.build.check import check
+from cifargan.build.parts import build_discriminator, build_generator
 from cifargan.config import conf_dir
 from cifargan.training.checkpoint import load
 

@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig
 
 import cifargan
-from cifargan.build import build_generator, plain
+from cifargan.build.parts import build_generator
+from cifargan.build.settings import plain
 from cifargan.errors import UserError
 from cifargan.runs import all_runs, find_run, load_generator
 from cifargan.sampling import Sampler

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from cifargan.benchmark.presets import compose
-from cifargan.build import build_discriminator, build_generator
+from cifargan.build.parts import build_discriminator, build_generator
 
 
 def test_operations_are_those_of_the_original_networks(script: ModuleType) -> None:

@@ -22,7 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from cifargan import build
+from cifargan.build import trainer as building
+from cifargan.build.check import check
+from cifargan.build.parts import build_data
+from cifargan.build.settings import plain
 from cifargan.cli import main as cifargan
 from cifargan.cli.errors import groups, options
 from cifargan.cli.overrides import reject_null_groups, split_flags
@@ -109,7 +112,7 @@ class Inputs:
             hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()))
             loader: Any = GlobalHydra.instance().config_loader()
             loader.repository = CachingConfigRepository(loader.repository)
-        return build.plain(hydra.compose("train", ["name=x", *overrides]))
+        return plain(hydra.compose("train", ["name=x", *overrides]))
 
     @functools.cached_property
     def configs(self) -> list[dict[str, Any]]:
@@ -123,7 +126,7 @@ class Inputs:
         for seed in seeds[1:]:
             disturb(config, seed)
         composed = seeds[0] % 2 and not _has_bytes(config)
-        return build.check(OmegaConf.create(config) if composed else from_file(config, "sent"))
+        return check(OmegaConf.create(config) if composed else from_file(config, "sent"))
 
     @functools.cached_property
     def settings(self) -> list[str]:
@@ -169,7 +172,7 @@ class Inputs:
         reject_null_groups(overrides)
         # Hydra's own settings are the user's on a command line: only files may not have them.
         overrides = [text for text in overrides if "hydra" not in text]
-        return build.check(OmegaConf.create(self.compose(*overrides)))
+        return check(OmegaConf.create(self.compose(*overrides)))
 
     @functools.cached_property
     def trained(self) -> Path:
@@ -195,8 +198,8 @@ class Inputs:
     def own(self) -> DictConfig:
         """The configuration of that run, and its images in memory."""
         config = OmegaConf.create(self.state["config"])
-        images = build.build_data(config.data)
-        patch.object(build, "build_data", lambda _: images).start()
+        images = build_data(config.data)
+        patch.object(building, "build_data", lambda _: images).start()
         return config
 
     def checkpoints(self, seeds: list[int]) -> object:
@@ -218,7 +221,7 @@ class Inputs:
         self.readers.checkpoint(data)
         state = load(self.folder / "step_000000001.pt")
         (self.folder / "resumed").mkdir(exist_ok=True)
-        trainer = build.build_trainer(self.own, RunDirectory(self.folder / "resumed"), state=state)
+        trainer = building.build_trainer(self.own, RunDirectory(self.folder / "resumed"), state=state)
         with trainer.tracker:  # which is closed behind it
             return trainer
 

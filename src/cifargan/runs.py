@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from cifargan.build import HEADS, build_discriminator, build_generator, select_device
+from cifargan.build.device import select_device
+from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.build.registries import HEADS
 from cifargan.config import lookup, section
 from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead

@@ -12,7 +12,7 @@ from cifargan.benchmark import gate
 from cifargan.benchmark.gate import Check, exact_checks
 from cifargan.benchmark.presets import compose, random_images
 from cifargan.benchmark.reference import presets
-from cifargan.build import build_game
+from cifargan.build.game import build_game
 from cifargan.errors import UserError
 from cifargan.models import resampling
 from cifargan.models.spectral import SpectralNorm

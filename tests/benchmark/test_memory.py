@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cifargan.benchmark.gate import small
 from cifargan.benchmark.memory import CHOSEN, GB, IMAGES, Fit, LiveStorage, fit, which_batch_fits
 from cifargan.benchmark.presets import compose, random_images
-from cifargan.build import build_game
+from cifargan.build.game import build_game
 
 
 def test_what_is_alive_and_the_most_that_was() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.build import build_trainer
+from cifargan.build.trainer import build_trainer
 from cifargan.cli.preflight import preflight
 from cifargan.training.run_directory import RunDirectory
 

@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.build import GROUPS, Settings, check
+from cifargan.build.check import check
+from cifargan.build.settings import GROUPS, Settings
 from cifargan.cli.shipped import groups
 from cifargan.errors import UserError
 
@@ -66,7 +67,7 @@ def test_every_setting_in_the_prose_composes(
     named_blocks: Callable[[Path], dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cifargan.build.select_device", lambda name: name)  # this machine lacks some
+    monkeypatch.setattr("cifargan.build.check.select_device", lambda name: name)  # this machine lacks some
     own = {Path(file).stem for file in named_blocks(page)}  # which the page adds to what is there
     wrong = [
         error

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cifargan.build import SOURCES
+from cifargan.build.registries import SOURCES
 from cifargan.errors import UserError
 from cifargan.export.card import ORIGINS, scores, settings
 from cifargan.training.run_directory import RunDirectory

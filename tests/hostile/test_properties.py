@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import check
+from cifargan.build.check import check
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import CHOICE, OVERRIDE, key_of, overrides_of, reject_null_groups, split_flags
 from cifargan.config import from_file

@@ -11,7 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from cifargan import build
+from cifargan.build.game import build_game
+from cifargan.build.parts import build_data
+from cifargan.build.settings import plain
+from cifargan.build.trainer import build_trainer
 from cifargan.config import conf_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
@@ -28,8 +31,6 @@ from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
 from cifargan.training.trainer import Trainer
-
-read_data = build.build_data
 
 SMALL = [
     "name=small",
@@ -139,25 +140,26 @@ NARROW_D = partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=Projec
 def composed(*overrides: str) -> DictConfig:
     """The shipped configuration for a small run on digits, with overrides."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return OmegaConf.create(build.plain(hydra.compose("train", [*SMALL, *overrides])))
+        return OmegaConf.create(plain(hydra.compose("train", [*SMALL, *overrides])))
 
 
 @cache
 def data(node: str) -> ImageSet:
     """What a data node, as YAML, describes: read once for all tests, which only look at it."""
-    return read_data(cast(DictConfig, OmegaConf.create(node)))
+    return build_data(cast(DictConfig, OmegaConf.create(node)))
 
 
 @pytest.fixture
 def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
     """A function that builds the trainer of a run in the folder `name` from overrides, or goes on with the run there."""
-    monkeypatch.setattr(build, "build_data", lambda node: data(OmegaConf.to_yaml(node)))
+    for module in ("parts", "trainer"):  # for the splits that are scored, and for training
+        monkeypatch.setattr(f"cifargan.build.{module}.build_data", lambda node: data(OmegaConf.to_yaml(node)))
 
     def make(name: str, *overrides: str, resume: bool = False) -> Trainer:
         directory = RunDirectory(tmp_path / name)
         directory.path.mkdir(exist_ok=True)
         state = load(CheckpointStore(directory.checkpoints).find("last")) if resume else None
-        return build.build_trainer(composed(*overrides).copy(), directory, state=state)
+        return build_trainer(composed(*overrides).copy(), directory, state=state)
 
     return make
 
@@ -168,7 +170,7 @@ def game_of() -> Callable[..., Game]:
 
     def make(*overrides: str) -> Game:
         config = composed(*overrides)
-        return build.build_game(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
+        return build_game(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
 
     return make
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import build_discriminator, build_game, build_generator, take_over
+from cifargan.build.game import build_game
+from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.build.trainer import take_over
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_

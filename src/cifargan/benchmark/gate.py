@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.benchmark.presets import narrowed, random_images
 from cifargan.benchmark.reference import build_reference, copy_weights
 from cifargan.benchmark.trace import Replay, float64, largest_difference, record
-from cifargan.build import build_game
+from cifargan.build.game import build_game
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import restart_power_iteration_

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cifargan.benchmark.presets import random_images
-from cifargan.build import build_game
+from cifargan.build.game import build_game
 from cifargan.training.game import Game
 from cifargan.training.speed import Switches
 

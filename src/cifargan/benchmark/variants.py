@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.benchmark.reference import build_reference, copy_weights
-from cifargan.build import build_game
+from cifargan.build.game import build_game
 from cifargan.data.sources import ImageSet
 from cifargan.training.precision import PrecisionName
 from cifargan.training.rng import use_tf32

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from cifargan.build import SPLITS, build_data, select_device, splits_of
+from cifargan.build.device import select_device
+from cifargan.build.parts import SPLITS, build_data, splits_of
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from cifargan.build import select_device
+from cifargan.build.device import select_device
 from cifargan.cli.options import Parser, positive
 from cifargan.errors import UserError
 from cifargan.export.card import make_card

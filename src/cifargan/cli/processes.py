@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan import progress
 from cifargan.agreement import is_known_to_all, is_told, leads, note_as_known_to_all, on_first
-from cifargan.build import check, select_device
+from cifargan.build.check import check
+from cifargan.build.device import select_device
 from cifargan.cli.errors import exit_code, report
 from cifargan.cli.overrides import key_of, with_resume
 from cifargan.cli.run_log import RunLog

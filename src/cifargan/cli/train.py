@@ -17,7 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.agreement import leads, on_first, together
-from cifargan.build import build_trainer, check, plain
+from cifargan.build.check import check
+from cifargan.build.settings import plain
+from cifargan.build.trainer import build_trainer
 from cifargan.cli.errors import report
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher

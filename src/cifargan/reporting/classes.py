@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from cifargan.build import build_generator
+from cifargan.build.parts import build_generator
 from cifargan.config import section
 from cifargan.errors import UserError
 from cifargan.strangers import refusing

@@ -1,0 +1,44 @@
+"""The device that a run takes."""
+
+import re
+
+import torch
+
+from cifargan.agreement import local_rank
+from cifargan.errors import UserError
+from cifargan.parallel import processes
+
+
+def select_device(name: str) -> torch.device:
+    """The device that a name stands for; `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return _own_device(torch.device(kind)) if processes() > 1 else torch.device(kind)
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"device={name}: no such device; choose from auto, cuda, cuda:N, mps, cpu")
+    device = torch.device(name)
+    if processes() > 1:
+        device = _own_device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"device={name}: CUDA devices that torch sees here: {count}; choose device=auto or device=cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
+    return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The GPU of this process, where several share the work.
+
+    Raises:
+        UserError: they would share a device as well.
+    """
+    if device.type == "cpu":
+        return device
+    if device.type == "mps" or device.index is not None:
+        raise UserError(f"device={device}: several processes need a device each; choose device=cuda or device=cpu")
+    return torch.device("cuda", local_rank())

@@ -1,0 +1,117 @@
+"""The networks and all that plays them against each other."""
+
+from functools import partial
+
+import torch
+from omegaconf import DictConfig
+
+from cifargan.agreement import on_first
+from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.build.registries import AUGMENTS, CLASSIFICATIONS, LOSSES, OPTIMIZERS, REGULARIZERS, construct
+from cifargan.build.settings import build_freezing, build_schedule, build_speed, settings
+from cifargan.config import arguments, without
+from cifargan.data.cache import cache_dir
+from cifargan.data.sources import ImageSet
+from cifargan.data.stream import ImageStream
+from cifargan.errors import UserError
+from cifargan.parallel import processes
+from cifargan.training.ema import WeightAverage
+from cifargan.training.finetune import freeze_first
+from cifargan.training.folding import faster_forms
+from cifargan.training.game import Game
+from cifargan.training.precision import Precision
+from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
+from cifargan.training.speed import Switches
+
+
+def build_game(
+    config: DictConfig,
+    *,
+    images: ImageSet,
+    device: torch.device,
+    switches: Switches | None = None,
+    before: Switches | None = None,
+) -> Game:
+    """The two networks and all that plays them against each other.
+
+    Args:
+        config: the composed configuration, checked, without interpolations.
+        images: what to train on.
+        device: where.
+        switches: what makes it fast; None: as `trainer.speed` and its neighbours say.
+        before: what a run that goes on had been given.
+
+    Raises:
+        UserError: the parts do not go together.
+    """
+    root = settings(config)
+    be_deterministic(root.deterministic)
+    schedule = build_schedule(config)
+    precision = Precision(root.precision, device)
+    # From here on the order decides which random numbers a network starts from.
+    seed_everything(root.seed)
+    shape = {"num_classes": images.num_classes, "image_size": images.image_size}
+    generator = build_generator(config.model.generator, **shape).to(device)
+    if generator.num_classes and images.num_classes == 1:
+        raise UserError(
+            f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
+            "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
+        )
+    discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
+    if switches is None:
+        times = partial(
+            faster_forms,
+            generator,
+            discriminator,
+            batch_size=schedule.micro_batch // processes(),
+            precision=precision,
+            device=device,
+            file=cache_dir() / "convolutions.json",
+        )
+        # The first decides for all: two timings could end otherwise.
+        decide = partial(
+            build_speed(config).switches,
+            device,
+            deterministic=root.deterministic,
+            host_sees_gradients=precision.name == "fp16",
+            faster_forms=times,
+            before=before,
+            alone=processes() == 1,
+        )
+        switches = on_first(decide)
+    use_tf32(switches.tf32)
+    for network in (generator, discriminator):
+        switches.prepare(network)
+    freeze_first(discriminator, build_freezing(config).freeze_d)
+    g_optimizer, d_optimizer = (
+        construct(
+            OPTIMIZERS,
+            node,
+            f"optimizer.{name}",
+            parameters=list(network.parameters()),
+            fused=switches.fused,
+            recorded=switches.graph,
+        )
+        for name, node, network in (
+            ("generator", config.optimizer.generator, generator),
+            ("discriminator", config.optimizer.discriminator, discriminator),
+        )
+    )
+    ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
+    return Game(
+        generator=generator,
+        discriminator=discriminator,
+        loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
+        regularizer=construct(REGULARIZERS, config.regularizer, "regularizer").to(device),
+        classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
+        augment=construct(AUGMENTS, config.augment, "augment"),
+        stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),
+        g_optimizer=g_optimizer,
+        d_optimizer=d_optimizer,
+        ema=WeightAverage(generator, **ema),
+        precision=precision,
+        schedule=schedule,
+        num_classes=images.num_classes,
+        device=device,
+        switches=switches,
+    )

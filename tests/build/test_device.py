@@ -1,0 +1,24 @@
+"""The device that a name stands for."""
+
+import pytest
+import torch
+
+from cifargan.build.device import select_device
+from cifargan.errors import UserError
+
+
+def test_select_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert select_device("auto") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"^device=cuda:2: CUDA devices that torch sees here: 2"):
+        select_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto") == select_device("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert select_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"^device=mps: torch sees no MPS device here"):
+        select_device("mps")
