@@ -95,18 +95,9 @@ class SturdyTracker(Tracker):
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._events(step, lambda: super(SturdyTracker, self)._add_scalars(step, values))
 
-    def _write_line(self, step: int, values: Mapping[str, float], **more: Any) -> None:
-        self._waiting.append(self._line(step, values, **more))
+    def _write_line(self, line: str) -> None:
+        self._waiting.append(line)
         self._attempt("metrics.jsonl", self._write_waiting)
-
-    def _line(self, step: int, values: Mapping[str, float], **more: Any) -> str:
-        lines = _Lines()
-        self.metrics, file = lines, self.metrics  # type: ignore[assignment]
-        try:
-            super()._write_line(step, values, **more)
-        finally:
-            self.metrics = file
-        return "".join(lines)
 
     def _write_waiting(self) -> None:
         """Write the lines that are not written yet, each as a whole: half a line is cut off again."""
@@ -163,17 +154,6 @@ class SturdyTracker(Tracker):
             if what in self.failing:
                 self.failing.remove(what)
                 log.warning("%s of %s can be written again", what, self.directory.path)
-
-
-class _Lines(list[str]):
-    """A file that keeps what is written to it."""
-
-    def write(self, text: str) -> int:
-        self.append(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing to do."""
 
 
 def _cut(path: Path, size: int) -> None:

@@ -135,28 +135,27 @@ class Tracker(Tracking):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars under one step: in TensorBoard, in metrics.jsonl, then with the loggers."""
+        self._record(step, values)
+
+    def records(self, step: int, records: Sequence[Record], more: Mapping[str, float]) -> None:
+        """Record scores: as scalars among the others, and in metrics.jsonl with all that decides them."""
+        self._record(step, {**scalars(records), **more}, records=[record.flat() for record in records])
+
+    def _record(self, step: int, values: Mapping[str, float], **more: Any) -> None:
         self._add_scalars(step, values)
-        self._write_line(step, values)
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        # JSON has no NaN: a value that is not finite is written as null.
+        line = {"step": step, "time": time.time(), **dict.fromkeys(values), **finite, **more}
+        self._write_line(json.dumps(line) + "\n")
         self._tell_loggers(lambda logger: logger.scalars(step, finite))
 
     def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def _write_line(self, step: int, values: Mapping[str, float], **more: Any) -> None:
-        # JSON has no NaN: a value that is not finite is written as null.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.metrics.write(json.dumps({"step": step, "time": time.time(), **finite, **more}) + "\n")
+    def _write_line(self, line: str) -> None:
+        self.metrics.write(line)
         self.metrics.flush()
-
-    def records(self, step: int, records: Sequence[Record], more: Mapping[str, float]) -> None:
-        """Record scores: as scalars among the others, and in metrics.jsonl with all that decides them."""
-        values = {**scalars(records), **more}
-        self._add_scalars(step, values)
-        self._write_line(step, values, records=[record.flat() for record in records])
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._tell_loggers(lambda logger: logger.scalars(step, finite))
 
     def hyperparameters(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Record what the run was and what came of it, for TensorBoard's table of hyper-parameters."""
