@@ -8,6 +8,7 @@ from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
 from cifargan.models.interface import HeadFactory
 from cifargan.models.spectral import power_iteration_
+from cifargan.objectives.adversarial import clippable_parameters
 
 F, K = 6, 4
 HEADS: list[HeadFactory] = [LinearHead, ProjectionHead, AuxiliaryHead, EmbeddingHead]
@@ -108,3 +109,16 @@ def test_autocast_does_not_round_what_a_head_computes(make: HeadFactory) -> None
 def test_conditional_heads_need_classes(make: HeadFactory) -> None:
     with pytest.raises(UserError, match="needs labelled data"):
         make(in_features=F, num_classes=0, spectral_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "spared"),
+    [(LinearHead, ()), (ProjectionHead, ()), (AuxiliaryHead, ("classifier",)), (EmbeddingHead, ("project", "proxies"))],
+)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_weight_clipping_bounds_realness_alone(make: HeadFactory, spared: tuple[str, ...], normalised: bool) -> None:
+    head = make(in_features=6, num_classes=3, spectral_norm=normalised)
+    bounded = {id(parameter) for parameter in clippable_parameters(head)}
+    names = {name.split(".")[0] for name, parameter in head.named_parameters() if id(parameter) not in bounded}
+    assert names == set(spared)
+    assert bounded

@@ -102,7 +102,7 @@ class Critic(nn.Module):
                 parameter.copy_(torch.linspace(-2.0, 2.0, parameter.numel()).view_as(parameter))
 
 
-def test_clipping_spares_norm_layers_and_those_that_see_labels_alone() -> None:
+def test_clipping_spares_norm_layers_and_what_is_no_critic() -> None:
     critic = Critic()
     before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in critic.named_buffers()}

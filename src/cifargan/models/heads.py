@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cifargan.errors import UserError
 from cifargan.models import spectral
-from cifargan.models.interface import DiscriminatorOutput, Head
+from cifargan.models.interface import DiscriminatorOutput, Head, spare_from_clipping
 
 
 class _FullPrecisionHead(Head):
@@ -91,7 +91,8 @@ class AuxiliaryHead(_FullPrecisionHead):
         super().__init__()
         _require_classes(num_classes, "auxiliary")
         self.linear = spectral.spectral_norm(nn.Linear(in_features, 1), enabled=spectral_norm)
-        self.classifier = spectral.spectral_norm(nn.Linear(in_features, num_classes), enabled=spectral_norm)
+        classifier = spectral.spectral_norm(nn.Linear(in_features, num_classes), enabled=spectral_norm)
+        self.classifier = spare_from_clipping(classifier)
 
     def _judge(self, h: Tensor, y: Tensor) -> DiscriminatorOutput:  # noqa: ARG002
         return DiscriminatorOutput(logits=self.linear(h).squeeze(1), class_logits=self.classifier(h))
@@ -118,8 +119,9 @@ class EmbeddingHead(_FullPrecisionHead):
         super().__init__()
         _require_classes(num_classes, "embedding")
         self.linear = spectral.spectral_norm(nn.Linear(in_features, 1), enabled=spectral_norm)
-        self.project = spectral.spectral_norm(nn.Linear(in_features, embedding_dim), enabled=spectral_norm)
-        self.proxies = nn.Embedding(num_classes, embedding_dim)
+        project = spectral.spectral_norm(nn.Linear(in_features, embedding_dim), enabled=spectral_norm)
+        self.project = spare_from_clipping(project)
+        self.proxies = spare_from_clipping(nn.Embedding(num_classes, embedding_dim))
 
     def _judge(self, h: Tensor, y: Tensor) -> DiscriminatorOutput:  # noqa: ARG002
         embedding = F.normalize(self.project(h), dim=1)  # (N, E)

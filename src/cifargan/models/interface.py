@@ -6,11 +6,13 @@ Labels are always passed; unconditional networks ignore them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Generator(nn.Module, ABC):
@@ -78,7 +80,11 @@ class HeadFactory(Protocol):
 
 
 class Discriminator(nn.Module, ABC):
-    """Judges images: a body, then a `Head`."""
+    """Judges images: a body, then a `Head`.
+
+    A part that has no share in the slope of the realness logit over images, as it sees labels alone or makes class
+    logits alone, says so by `spared_by_clipping`: see `spare_from_clipping`.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
@@ -100,3 +106,9 @@ class Discriminator(nn.Module, ABC):
         fake are judged in two passes.
         """
         return not any(isinstance(module, _BatchNorm) for module in self.modules())
+
+
+def spare_from_clipping(module: Module) -> Module:
+    """Mark a part of a discriminator, with all in it, as none of what weight clipping is to bound; returns it."""
+    module.spared_by_clipping = True  # type: ignore[assignment]
+    return module

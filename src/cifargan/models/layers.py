@@ -137,7 +137,7 @@ class LabelMap(nn.Module):
         UserError: If there are no classes.
     """
 
-    label_only: ClassVar[bool] = True  # no parameter in here meets the image, so weight clipping spares them all
+    spared_by_clipping: ClassVar[bool] = True  # no parameter in here meets the image
 
     def __init__(self, num_classes: int, embedding_dim: int, size: int, *, spectral_norm: bool = False) -> None:
         super().__init__()

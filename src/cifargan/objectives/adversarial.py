@@ -47,22 +47,22 @@ def negative_mean(fake: Tensor) -> Tensor:
 
 
 def clippable_parameters(discriminator: nn.Module) -> list[nn.Parameter]:
-    """All parameters but the gains and biases of norm layers, and those that see labels alone.
+    """All parameters but the gains and biases of norm layers, and those of modules that say `spared_by_clipping`.
 
-    The latter, the parts of a module that says `label_only`, have no share in the slope over images, which is what the
-    bound is for. Bounded all the same, a label map beside the image would be too faint to be seen: with c = 0.02 it stays
-    below 0.04, where pixels reach 1.
+    The latter have no share in the slope of realness over images, which is what the bound is for: they see labels
+    alone, or make class logits alone. Bounded all the same, a label map beside the image would be too faint to be seen:
+    with c = 0.02 it stays below 0.04, where pixels reach 1.
 
     Of a spectrally normalised weight this is the original one, since the normalised one is no parameter.
     """
-    spared = [module for module in discriminator.modules() if getattr(module, "label_only", False)]
-    label_only = {id(parameter) for module in spared for parameter in module.parameters()}
+    apart = [module for module in discriminator.modules() if getattr(module, "spared_by_clipping", False)]
+    spared = {id(parameter) for module in apart for parameter in module.parameters()}
     return [
         parameter
         for module in discriminator.modules()
         if not isinstance(module, NORM_LAYERS)
         for parameter in module.parameters(recurse=False)
-        if id(parameter) not in label_only
+        if id(parameter) not in spared
     ]
 
 
@@ -164,7 +164,7 @@ class WassersteinLoss(AdversarialLoss):
 
         Args:
             clip: c > 0: after each step of the discriminator its parameters are clamped to [-c, c], all but those of
-                norm layers and those that see labels alone.
+                norm layers and of what has no share in the slope over images (`clippable_parameters`).
 
         Raises:
             UserError: If `clip` is not a positive finite number.
