@@ -239,7 +239,8 @@ class Qualification:
                 began = time.monotonic()
             late = self.budget.left < spare / 2
             if late or (began is not None and time.monotonic() - began > seconds):
-                process.send_signal(signal.SIGINT)
+                # Not SIGINT: a shell has its background jobs ignore it.
+                process.terminate()
                 try:
                     process.wait(GRACE_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -248,7 +249,9 @@ class Qualification:
         facts["seconds"] += time.monotonic() - began if began is not None else 0.0
         if killed and any((directory / "checkpoints").glob("step_*.pt")):
             say(f"  it did not stop within {GRACE_SECONDS:.0f} s: on from its newest checkpoint")
-        elif process.returncode != 130:
+        elif began is None and process.returncode == -signal.SIGTERM:
+            raise OutOfTimeError  # before it had begun
+        elif process.returncode != 128 + signal.SIGTERM:
             facts["ended"] = f"exit {process.returncode}: {last_line(log)}"
             say(f"  {facts['ended']}")
             raise EndedError
@@ -266,7 +269,8 @@ class Qualification:
             self.cifargan("sample", str(directory), "--truncation", truncation, "--per-class", "10", "--out", str(folder),
                           limit=120, log=log)  # fmt: skip
             target = self.summary / f"{name}-truncation_{truncation}.png"
-            sheets += [shutil.copy(overview, target) for overview in sorted(folder.glob("*overview*.png"))[:1]]
+            pictures = sorted(folder.glob("*overview*.png")) or sorted(folder.glob("*.png"))
+            sheets += [shutil.copy(picture, target) for picture in pictures[:1]]
         for file in ("metrics.jsonl", "evaluation.json"):
             if (directory / file).exists():
                 shutil.copy(directory / file, self.summary / f"{name}-{file}")
@@ -300,15 +304,24 @@ class Qualification:
         return self.call([sys.executable, "-m", "cifargan", *arguments], limit, log)
 
     def call(self, command: list[str], limit: float, log: Path, cwd: Path | None = None) -> tuple[int, float]:
-        """A command's exit code (124 where it took too long) and its seconds."""
+        """A command's exit code (124 where it took too long) and its seconds.
+
+        Raises:
+            OutOfTimeError: it would have been allowed longer, had there been time.
+        """
         began = time.monotonic()
-        limit = max(1.0, min(limit, self.budget.left))
+        left = self.budget.left
+        if left < 1:
+            raise OutOfTimeError
+        short, limit = left < limit, min(limit, left)
         with log.open("a") as file:
             try:
                 ran = subprocess.run(command, stdout=file, stderr=file, timeout=limit, env=environment(), cwd=cwd)
                 code = ran.returncode
             except subprocess.TimeoutExpired:
                 code = 124
+        if short and code == 124:
+            raise OutOfTimeError
         seconds = time.monotonic() - began
         say(f"  {shlex.join(command[2:5])} ...: exit {code}, {seconds:.0f} s")
         return code, seconds

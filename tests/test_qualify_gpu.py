@@ -143,7 +143,7 @@ class Deaf:
     def poll(self) -> int | None:
         return self.returncode
 
-    def send_signal(self, _: int) -> None: ...
+    def terminate(self) -> None: ...
 
     def wait(self, timeout: float) -> None:
         raise subprocess.TimeoutExpired("train", timeout)
@@ -169,3 +169,87 @@ def test_a_training_that_had_to_be_killed_counts_if_it_left_a_checkpoint(
     with nullcontext() if saved else pytest.raises(script.EndedError):
         qualification.stretch([], [], 0.0, directory, log, facts)
     assert ("ended" in facts) is not saved
+
+
+class Obedient(Deaf):
+    """A training that ends at the first signal, by a handler of its own or because it had none yet."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def terminate(self) -> None:
+        self.returncode = self.code
+
+    def wait(self, timeout: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("code", "begun", "error"), [(143, True, None), (-15, False, "OutOfTimeError"), (1, True, "EndedError")]
+)
+def test_a_training_that_time_ends_is_gone_on_with_another_time(
+    code: int,
+    begun: bool,
+    error: str | None,
+    script: ModuleType,
+    options: argparse.Namespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("words")
+    now = [0.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(script.time, "sleep", lambda _: now.__setitem__(0, now[0] + 100.0))
+    qualification = script.Qualification(options)
+    points = iter([0, *([1] * 9 if begun else [0] * 9)])
+    monkeypatch.setattr(script, "progress", lambda _: next(points))
+    monkeypatch.setattr(script.subprocess, "Popen", lambda *_, **__: Obedient(code))
+    facts = {"seconds": 0.0}
+    with pytest.raises(getattr(script, error)) if error else nullcontext():
+        qualification.stretch([], [], 1000.0, tmp_path, log, facts)
+    assert ("ended" in facts) == (error == "EndedError")
+
+
+@pytest.mark.parametrize(("left", "out_of_time"), [(100.0, False), (2.0, True), (0.5, True)])
+def test_what_time_cut_short_is_done_again(
+    left: float,
+    out_of_time: bool,
+    script: ModuleType,
+    options: argparse.Namespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object, timeout: float, **__: object) -> None:
+        raise subprocess.TimeoutExpired("sample", timeout)
+
+    now = [0.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(script.subprocess, "run", run)
+    qualification = script.Qualification(options)
+    now[0] = 60 * options.minutes - left
+    with pytest.raises(script.OutOfTimeError) if out_of_time else nullcontext():
+        code, _ = qualification.call(["python", "-m", "cifargan", "sample"], 10.0, tmp_path / "log")
+        assert code == 124
+
+
+@pytest.mark.parametrize("names", [["GAN_10_Generated_cat.png", "overview.png"], ["GAN_100_Generated.png"]])
+def test_a_sheet_is_kept_with_and_without_classes(
+    names: list[str], script: ModuleType, options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text('{"step": 7}')
+    qualification = script.Qualification(options)
+
+    def cifargan(command: str, *arguments: str, **_: object) -> tuple[int, float]:
+        if command == "sample":
+            folder = Path(arguments[arguments.index("--out") + 1])
+            folder.mkdir(parents=True)
+            for name in names:
+                (folder / name).write_text(name)
+        return 0, 1.0
+
+    monkeypatch.setattr(qualification, "cifargan", cifargan)
+    facts = qualification.judge("dcgan", run, tmp_path / "log")
+    assert facts["sheets"] == ["dcgan-truncation_1.0.png", "dcgan-truncation_0.5.png"]
+    assert (qualification.summary / "dcgan-truncation_0.5.png").read_text() == names[-1]
