@@ -36,6 +36,15 @@ def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFARGAN_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def own_log_level() -> Iterator[None]:
+    """Leave the root logger as loud as it was: `caplog` would catch more in whatever test comes next."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def script(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """The script that a test file is about, as a module: `scripts/NAME.py` for `tests/test_NAME.py`."""
