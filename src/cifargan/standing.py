@@ -43,9 +43,11 @@ def standing_statistics_(
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's word for the cumulative average
             norm.train()
         for batch in range(batches):
+            for norm in norms:
+                # A plain average. torch's own (momentum None) has the host read a counter in every layer.
+                norm.momentum = 1.0 / (batch + 1)
             turn = torch.arange(batch * batch_size, (batch + 1) * batch_size)
             z = truncated_normal(batch_size, generator.latent_dim, truncation=truncation, generator=noise)
             with torch.autocast(device.type, enabled=False):

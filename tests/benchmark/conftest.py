@@ -20,11 +20,11 @@ Pair = tuple[Game, Any]
 def restore_switches() -> Iterator[None]:
     """Building a game sets torch's global switches and seeds: put them back."""
     benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
-    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    tf32 = torch.backends.cudnn.allow_tf32
     with torch.random.fork_rng():
         yield
     torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.use_deterministic_algorithms(deterministic)
 
 

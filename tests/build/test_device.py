@@ -12,7 +12,10 @@ def test_select_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert select_device("auto") == torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert select_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
     with pytest.raises(UserError, match=r"^device=cuda:2: CUDA devices that torch sees here: 2"):
         select_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

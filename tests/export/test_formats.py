@@ -41,11 +41,10 @@ def networks() -> dict[str, Generator]:
 @pytest.fixture(autouse=True)
 def as_training_leaves_it() -> Iterator[None]:
     """Training sets how convolutions round, and no other flag."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
+    before = torch.backends.cudnn.allow_tf32
     use_tf32(False)  # what a CPU run says
     yield
-    convolutions.fp32_precision = before
+    use_tf32(before)
 
 
 def plain(name: str) -> PlainGenerator:

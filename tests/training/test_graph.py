@@ -157,17 +157,23 @@ def test_a_recording_that_fails_or_differs_is_not_used_and_training_goes_on_as_w
     assert "\n" not in line
 
 
-def test_a_round_changes_nothing_but_what_it_says_it_changes(new_game: GameMaker) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_round_changes_nothing_but_what_it_says_it_changes(new_game: GameMaker, scaled: bool) -> None:
     """What the trial restores is complete: a round played, undone and played again is the same round."""
     game = rich(new_game)
+    # As in fp16. It doubles with every good update, so a second one would be seen in it.
+    game.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1, enabled=scaled)
     game.iterate()
     trial = recorded(game, replayed).round
     assert isinstance(trial, Recording)
     game.prepare()
     before = trial._snapshot()
     first = {name: value.clone() for name, value in game.play().items()}
+    scale = game.precision.figures()
     trial._restore(before)
     torch.testing.assert_close(game.play(), first, rtol=0, atol=0)
+    assert game.precision.figures() == scale
+    assert len(scale) == int(scaled)
 
 
 @pytest.mark.gpu

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from cifargan.benchmark.profile import Counter
 from cifargan.errors import UserError
 from cifargan.training.game import Game
+from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName, resolve
 
 CPU = torch.device("cpu")
@@ -115,3 +117,52 @@ def test_the_scale_and_its_history_survive_a_round_trip() -> None:
     Precision("bf16", CPU).load_state_dict(first.state_dict())
     first.load_state_dict(Precision("bf16", CPU).state_dict())
     assert first.figures() == {"loss_scale": 1024.0}
+
+
+def test_a_fused_update_asks_the_host_nothing_about_the_loss_scale() -> None:
+    """So that a round in fp16 can be recorded; an update that is not fused has to ask."""
+    weight = nn.Parameter(torch.ones(3))
+    waits = {}
+    for fused in (True, False):
+        precision, optimizer = scaled(1024.0), adam([weight], fused=fused)
+        for factor in (1.0, torch.inf):  # the first update makes the moments
+            precision.backward(weight.sum() * factor)
+            with Counter() as counter:
+                precision.step(optimizer)
+        waits[fused] = counter.host_waits
+        assert precision.figures() == {"loss_scale": 512.0}
+    assert waits[True] == 0
+    assert waits[False] > 0
+
+
+def test_a_fused_update_takes_the_loss_scale_out_and_skips_an_overflow() -> None:
+    weight, twin = (nn.Parameter(torch.tensor([3.0, -4.0])) for _ in range(2))
+    plain, scaling = Precision("fp32", CPU), scaled(1024.0)
+    # With so large an epsilon the size of a gradient matters to Adam.
+    plain_adam, scaling_adam = (adam([each], lr=0.1, eps=1.0, fused=True) for each in (weight, twin))
+    for factor in (1.0, 2.0, 0.5):
+        plain.backward(weight.square().sum() * factor)
+        scaling.backward(twin.square().sum() * factor)
+        assert float(scaling.step(scaling_adam)) == pytest.approx(float(plain.step(plain_adam)))
+        torch.testing.assert_close(twin, weight)
+        scaling.backward(twin.square().sum() * torch.inf)
+        assert float(scaling.step(scaling_adam)) == 0.0
+        torch.testing.assert_close(twin, weight)
+
+
+def test_what_a_step_changes_on_the_device_is_known() -> None:
+    precision, weight = scaled(1024.0), nn.Parameter(torch.ones(1))
+    optimizer = adam([weight], fused=True)
+    assert precision.tensors() == []
+    for _ in range(2):
+        precision.backward(weight.sum())
+        precision.step(optimizer)
+    before = [tensor.clone() for tensor in precision.tensors()]
+    precision.backward(weight.sum() * torch.inf)
+    precision.step(optimizer)
+    for tensor, value in zip(precision.tensors(), before, strict=True):
+        tensor.copy_(value)
+    precision.backward(weight.sum())
+    precision.step(optimizer)  # the third good update in a row, so the scale doubles
+    assert precision.figures() == {"loss_scale": 2048.0}
+    assert Precision("bf16", CPU).tensors() == []

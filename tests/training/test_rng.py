@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifargan.training.rng import be_deterministic, restore_rng, rng_state, seed_everything
+from cifargan.training.rng import be_deterministic, restore_rng, rng_state, seed_everything, use_tf32
 
 CPU = torch.device("cpu")
 
@@ -61,3 +61,17 @@ def test_a_workspace_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     be_deterministic(True)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tf32_concerns_convolutions_alone_and_all_of_torch_can_read_it(enabled: bool) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        use_tf32(enabled)
+        assert torch.backends.cudnn.allow_tf32 is enabled  # raises where flags differ that are read as one
+        convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        assert (convolutions == "tf32") is enabled
+        assert torch.backends.cuda.matmul.allow_tf32 is False
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        use_tf32(before)

@@ -20,10 +20,9 @@ ON_CPU = Switches(
 
 
 def decide(device: torch.device = CPU, *, pays: tuple[bool, bool] = (True, False), **settings: Any) -> Switches:
-    facts = {key: settings.pop(key) for key in ("deterministic", "host_sees_gradients", "before") if key in settings}
-    return Speed(**settings).switches(
-        device, **{"deterministic": False, "host_sees_gradients": False, **facts}, faster_forms=lambda **_: pays
-    )
+    facts: dict[str, Any] = {"deterministic": False, "scaled": False, "fusible": True}
+    facts |= {key: settings.pop(key) for key in (*facts, "before") if key in settings}
+    return Speed(**settings).switches(device, **facts, faster_forms=lambda **_: pays)
 
 
 def test_plain_means_nothing_and_auto_what_suits_the_device() -> None:
@@ -36,7 +35,11 @@ def test_plain_means_nothing_and_auto_what_suits_the_device() -> None:
 
 
 def test_a_loss_scale_that_the_host_reads_rules_out_a_recording() -> None:
-    assert not decide(CUDA, host_sees_gradients=True).graph
+    assert decide(CUDA, scaled=True).graph
+    assert decide(CUDA, scaled=False, fusible=False).graph
+    assert not decide(CUDA, scaled=True, fusible=False).graph
+    assert not decide(CUDA, scaled=True, fused=False).graph
+    assert decide(CUDA, scaled=True, fusible=False, graph=True).graph  # who asks for it may see it fail
 
 
 @pytest.mark.parametrize("name", ["channels_last", "tf32", "fused", "batched_spectral_norm", "graph"])
@@ -68,7 +71,7 @@ def test_the_timing_is_told_the_layout() -> None:
         return False, False
 
     for settings in (Speed(), Speed(channels_last=False)):
-        settings.switches(CPU, deterministic=False, host_sees_gradients=False, faster_forms=faster_forms)
+        settings.switches(CPU, deterministic=False, scaled=False, fusible=True, faster_forms=faster_forms)
     assert asked == [True, False]
 
 

@@ -10,7 +10,7 @@ from cifargan.parallel import processes
 
 
 def select_device(name: str) -> torch.device:
-    """The device that a name stands for; `auto` takes CUDA, else MPS, else the CPU.
+    """The device that a name stands for, made torch's current one; `auto` takes CUDA, else MPS, else the CPU.
 
     Raises:
         UserError: there is no such device here.
@@ -28,6 +28,9 @@ def select_device(name: str) -> torch.device:
         raise UserError(f"device={name}: CUDA devices that torch sees here: {count}; choose device=auto or device=cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
+    if device.type == "cuda" and device.index is not None:
+        # A recording, and what torch.compile makes, go to the current device, wherever their tensors lie.
+        torch.cuda.set_device(device)
     return device
 
 

@@ -19,6 +19,7 @@ from cifargan.training.ema import WeightAverage
 from cifargan.training.finetune import freeze_first
 from cifargan.training.folding import faster_forms
 from cifargan.training.game import Game
+from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
 from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.speed import Switches
@@ -73,7 +74,8 @@ def build_game(
             build_speed(config).switches,
             device,
             deterministic=root.deterministic,
-            host_sees_gradients=precision.name == "fp16",
+            scaled=precision.name == "fp16",
+            fusible=all(config.optimizer[player].name in FUSED for player in ("generator", "discriminator")),
             faster_forms=times,
             before=before,
             alone=processes() == 1,

@@ -4,8 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -40,7 +39,7 @@ def onnx_bytes(plain: PlainGenerator, card: Card) -> bytes:
     # It tells of every node that it simplifies.
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with _equal_flags(), warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):
         exported = torch.onnx.export(
             _program(plain), inputs, dynamo=True, input_names=["z", "y"], output_names=["images"], verbose=False
         )
@@ -98,25 +97,8 @@ def _program(plain: PlainGenerator) -> ExportedProgram:
     """The generator as a graph for any number of images."""
     network = traceable(plain)
     n = Dim("N")
-    with _equal_flags(), warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):
         return torch.export.export(network, example(network, 2), dynamic_shapes={"z": {0: n}, "y": {0: n}})
-
-
-@contextmanager
-def _equal_flags() -> Iterator[None]:
-    """Have cuDNN's two TF32 flags be as torch begins with: it reads them as one, and training sets one of them.
-
-    Nothing is computed meanwhile.
-    """
-    flags: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
-    before = [flag.fp32_precision for flag in flags]
-    for flag in flags:
-        flag.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = value
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ class Game:
             if isinstance(value, Tensor)
         ]
         weights = [tensor.detach() for network in networks for tensor in (*network.parameters(), *network.buffers())]
-        return [*weights, *moments, self.step_on_device, self.stream.taken]
+        return [*weights, *moments, *self.precision.tensors(), self.step_on_device, self.stream.taken]
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw z (n, Z) from N(0, I) and y (n,) uniformly, on the device."""

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3  # rounds before the recording: lazy initialisations and the choice of algorithms must be over by then
 TOLERANCE = 0.02  # relative: reductions in another order, in bf16, differ by less; a round with other images by more
+RESTLESS = 4.0  # a recording may differ by this many times what two plays of the same round differ by
 
 _Snapshot: TypeAlias = tuple[list[Tensor], dict[str, Tensor], list[Tensor]]
 
@@ -99,9 +100,15 @@ class Recording:
         expected = {name: value.clone() for name, value in self.play().items()}
         after_play = self._random_states()
         self._restore(start)
+        # Kernels that add in no fixed order never give the same figure twice, and updates in a row make that larger.
+        again = {name: value.clone() for name, value in self.play().items()}
+        self._restore(start)
         actual = replay()
         differing = [
-            name for name, value in expected.items() if not torch.allclose(actual[name], value, TOLERANCE, TOLERANCE)
+            name
+            for name, value in expected.items()
+            if not (actual[name] - value).abs()
+            <= TOLERANCE * (1 + value.abs()) + RESTLESS * (again[name] - value).abs()
         ]
         if not all(map(torch.equal, self._random_states(), after_play)):
             differing.append("random numbers")

@@ -7,6 +7,8 @@ from torch import nn
 
 from cifargan.errors import UserError
 
+FUSED = ("adam",)  # those that torch has one kernel for; it also takes fp16's loss scale out, without the host
+
 
 def adam(
     parameters: Iterable[nn.Parameter],

@@ -23,8 +23,9 @@ def resolve(name: PrecisionName, device: torch.device) -> PrecisionName:
 class Precision:
     """Autocast, loss scaling (fp16 alone needs it), and the optimiser step that goes with them.
 
-    Losses, statistics and master weights stay in float32. With fp16 the loss scaler looks at the gradients on the host
-    once per update and skips those that overflowed; with bf16 and fp32 nothing waits.
+    Losses, statistics and master weights stay in float32. With fp16 an update whose gradients overflowed is skipped: a
+    fused optimiser does so on the device, any other has the host look at them once an update. With bf16 and fp32 nothing
+    waits.
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
@@ -49,20 +50,27 @@ class Precision:
 
         The norm is 0 for an update that fp16 had to skip.
         """
-        self.scaler.unscale_(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.scaler.is_enabled():
+            # Of gradients that are still scaled: the optimiser takes the scale out in passing.
+            norm = norm / self.scaler.scale(torch.ones_like(norm))
+            # An overflow costs one update and lowers the scale: that is how scaling works, and no divergence.
+            norm = norm.where(norm.isfinite(), 0.0)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if self.scaler.is_enabled():
-            # An overflow has cost one update and lowered the scale: that is how scaling works, and no divergence.
-            norm = norm.where(norm.isfinite(), 0.0)
         return norm
 
     def figures(self) -> dict[str, float]:
         """What to log: the loss scale, where there is one."""
         return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+
+    def tensors(self) -> list[Tensor]:
+        """What `step` changes on the device: the loss scale and its history, once there has been an update with one."""
+        if not self.scaler.is_enabled():
+            return []
+        return [t for t in (self.scaler._scale, self.scaler._growth_tracker) if t is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """The loss scale and its history."""

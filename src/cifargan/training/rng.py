@@ -26,7 +26,8 @@ def be_deterministic(enabled: bool) -> None:
 
 def use_tf32(enabled: bool) -> None:
     """Let float32 convolutions on a GPU round their factors to TF32, or not. Products of matrices never do."""
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if enabled else "ieee"  # type: ignore[attr-defined]
+    # Not `cudnn.conv.fp32_precision` alone: export and compilation refuse to read flags of cuDNN that differ.
+    torch.backends.cudnn.allow_tf32 = enabled
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -103,7 +103,8 @@ class Speed:
         device: torch.device,
         *,
         deterministic: bool,
-        host_sees_gradients: bool,
+        scaled: bool,
+        fusible: bool,
         faster_forms: Callable[..., tuple[bool, bool]],
         before: Switches | None = None,
         alone: bool = True,
@@ -113,7 +114,9 @@ class Speed:
         Args:
             device: where training runs.
             deterministic: whether runs must be bit-equal; then no timing decides anything.
-            host_sees_gradients: whether an update's size depends on what the host reads, as with fp16's loss scale.
+            scaled: whether gradients carry fp16's loss scale. Fused updates deal with it on the device; with others
+                the host must read it, which no recording can.
+            fusible: whether the updates of both optimisers have a fused form.
             faster_forms: times the folded forms; called with `channels_last`, says whether (up, down) pay.
             before: what a run that goes on had decided; a second timing might end otherwise, and its bits differ.
             alone: whether one process trains; what several say to each other is neither recorded nor compiled.
@@ -128,12 +131,13 @@ class Speed:
         auto = self.speed == "auto"
         cuda = device.type == "cuda"
         known = device.type in ("cuda", "cpu")
+        fused = _either(self.fused, auto and known)
         default = Switches(
             channels_last=auto and known,
             tf32=auto and cuda,
-            fused=auto and known,
+            fused=fused,
             batched_spectral_norm=auto,
-            graph=auto and cuda and not host_sees_gradients,
+            graph=auto and cuda and (not scaled or (fused and fusible)),
         )
         if auto and before is not None:
             default = before
