@@ -12,6 +12,7 @@ import io
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -42,9 +43,9 @@ def load_tensors(path: Path) -> Any:
     """
     import torch
 
-    require_plain_pickles(path)
+    source = _looked_through(path)
     with warnings.catch_warnings(action="ignore"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(source, map_location="cpu", weights_only=True)
     for tensor in _tensors(content):
         # A view can repeat one stored number a billion times, and the first copy of it would have them all.
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
@@ -77,35 +78,43 @@ def _tensors(content: Any) -> Iterator[Any]:
             pending += value
 
 
-def require_plain_pickles(path: Path) -> None:
-    """Check that a file of `torch.save` is made of tensors and builtins alone, and is as large as they are.
-
-    Args:
-        path: the file; its pickles are read and not run.
+def _looked_through(path: Path) -> Path | io.BytesIO:
+    """What torch may read of a file: itself, or a copy of it.
 
     Raises:
-        ValueError: it names anything else, would take endless time to load, or would unpack to more than itself. Other
-            damage may raise anything.
+        ValueError: it names more than tensors and builtins, would take endless time to load, or would unpack to more than
+            itself. Other damage may raise anything.
     """
     with path.open("rb") as file:
-        # The same mark and the same reader as in torch: two readers of zips can see two files in one.
         if file.read(len(ZIP)) == ZIP:
-            file.seek(0)
-            _look_through_zip(file, path.stat().st_size)
-            return
+            return _copy_of_zip(file, path.stat().st_size)
         file.seek(0)
         for _ in range(PICKLES_OF_OLD):
             _look_through(file)
+    return path
 
 
-def _look_through_zip(file: IO[bytes], size: int) -> None:
-    import torch
+def _copy_of_zip(file: IO[bytes], size: int) -> io.BytesIO:
+    """A new zip of the parts of one, which are looked through.
 
-    reader = torch._C.PyTorchFileReader(file)
-    # torch.save stores as it is; the reader would unpack what another program has compressed a thousandfold.
-    if sum(reader.get_record_size(name) for name in reader.get_all_records()) > size:
-        raise ValueError("its parts are larger than the file")
-    _look_through(io.BytesIO(reader.get_record("data.pkl")))
+    torch never sees the file itself: two readers of zips can see two files in one, and torch's unpacks what is compressed
+    a thousandfold before it looks at anything.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(copy, "w") as target:
+        parts = source.infolist()
+        # torch.save stores as it is.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+            raise ValueError("its parts are larger than the file")
+        if len({part.filename for part in parts}) < len(parts):
+            raise ValueError("two of its parts have one name")
+        for part in parts:
+            content = source.read(part)
+            if part.filename.endswith("data.pkl"):
+                _look_through(io.BytesIO(content))
+            target.writestr(zipfile.ZipInfo(part.filename), content)
+    copy.seek(0)
+    return copy
 
 
 def _look_through(file: IO[bytes]) -> None:

@@ -83,6 +83,33 @@ def test_tensors_that_unpack_to_more_than_their_file(tmp_path: Path, within: Wit
         load_tensors(tmp_path / "bomb.pt")
 
 
+@pytest.mark.parametrize("part", ["version", ".format_version", "byteorder", ".data/serialization_id"])
+def test_what_torch_reads_before_anything_else_is_no_larger_than_the_file(
+    part: str, tmp_path: Path, within: Within
+) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save({"a": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as plain:
+        parts = {name: plain.read(name) for name in plain.namelist() if not name.endswith(part)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in parts.items():
+            bomb.writestr(name, content)
+        with bomb.open(f"bomb/{part}", "w") as zeros:
+            for _ in range(256):
+                zeros.write(bytes(2**20))
+    with within(64), pytest.raises(ValueError, match="its parts are larger than the file"):
+        load_tensors(path)
+
+
+def test_two_parts_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    torch.save({"a": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("two/data.pkl", b"\x80\x02}.")
+    with pytest.raises(ValueError, match="two of its parts have one name"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize(
     "tensor",
     [torch.zeros(1).expand(10**6, 10**6), torch.zeros(4).to_sparse(), torch.zeros(4, device="meta")],
