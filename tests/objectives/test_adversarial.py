@@ -127,6 +127,16 @@ def test_clipping_spares_norm_layers_and_what_is_no_critic() -> None:
         assert torch.equal(buffer, buffers[name]), name
 
 
+def test_clipping_leaves_what_is_frozen_as_it_came() -> None:
+    """A critic that goes on from another run may keep its first blocks, whose weights need not be within the bound."""
+    critic = Critic()
+    critic.conv.requires_grad_(False)
+    before = critic.conv.weight.clone()
+    WassersteinLoss(clip=0.25).constrain(critic)
+    assert torch.equal(critic.conv.weight, before)
+    assert float(critic.embed.weight.detach().abs().max()) == 0.25
+
+
 @pytest.mark.parametrize("loss", [BCELoss(), HingeLoss()], ids=lambda loss: type(loss).__name__)
 def test_other_losses_constrain_nothing(loss: AdversarialLoss) -> None:
     critic = Critic()

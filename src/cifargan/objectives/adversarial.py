@@ -47,9 +47,9 @@ def negative_mean(fake: Tensor) -> Tensor:
 
 
 def clippable_parameters(discriminator: nn.Module) -> list[nn.Parameter]:
-    """All parameters but the gains and biases of norm layers, and those of modules that say `spared_by_clipping`.
+    """All that train, but the gains and biases of norm layers, and those of modules that say `spared_by_clipping`.
 
-    The latter have no share in the slope of realness over images, which is what the bound is for: they see labels
+    These last have no share in the slope of realness over images, which is what the bound is for: they see labels
     alone, or make class logits alone. Bounded all the same, a label map beside the image would be too faint to be seen:
     with c = 0.02 it stays below 0.04, where pixels reach 1.
 
@@ -62,7 +62,7 @@ def clippable_parameters(discriminator: nn.Module) -> list[nn.Parameter]:
         for module in discriminator.modules()
         if not isinstance(module, NORM_LAYERS)
         for parameter in module.parameters(recurse=False)
-        if id(parameter) not in spared
+        if parameter.requires_grad and id(parameter) not in spared
     ]
 
 
