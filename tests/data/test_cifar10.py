@@ -16,7 +16,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from cifargan.data import fetching
+from cifargan import fetching
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.errors import UserError
 

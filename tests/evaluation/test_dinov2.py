@@ -138,7 +138,7 @@ class TestFeatures:
         """With the random file in the place of the real one."""
         (served.root / "weights.pth").symlink_to(weights)
         content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
-        published = replace(module.PUBLISHED["small"], url=f"{served.address}/weights.pth", sha256=content_hash)
+        published = replace(module.PUBLISHED["small"], url=f"{served.address}/weights.pth", checksum=content_hash)
         monkeypatch.setitem(module.PUBLISHED, "small", published)
         extractor = DINOv2(model="small", device=CPU)
         assert (own_hub / "weights.pth").is_file()

@@ -131,12 +131,12 @@ def test_published_weights_are_fetched_and_their_scores_have_the_famous_names(
     published = replace(
         module.PUBLISHED,
         url=f"{served.address}/weights.pth",
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     monkeypatch.setattr(module, "PUBLISHED", published)
     extractor = Inception(device=CPU)
     assert (own_hub / "weights.pth").is_file()
-    assert extractor.weights_hash == published.sha256
+    assert extractor.weights_hash == published.checksum
     assert (extractor.suffix, extractor.distance_name, extractor.kernel_name) == ("", "fid", "kid")
     assert extractor.score_name == "is"
     assert (extractor.name, extractor.has_logits) == ("inception", True)
@@ -183,4 +183,4 @@ class TestWrongWeights:
 
 
 def test_the_published_hash_is_the_one_in_the_files_name() -> None:
-    assert Path(module.PUBLISHED.url).stem.rpartition("-")[2] == module.PUBLISHED.sha256[:8]
+    assert Path(module.PUBLISHED.url).stem.rpartition("-")[2] == module.PUBLISHED.checksum[:8]

@@ -128,7 +128,7 @@ def data() -> Iterator[Finding]:
     """CIFAR-10, and images that were decoded before."""
     from cifargan.data.cache import cache_dir
     from cifargan.data.cifar10 import CIFAR10
-    from cifargan.data.fetching import partial_path
+    from cifargan.fetching import partial_path
 
     source = CIFAR10(download=False)
     begun = partial_path(source.archive)
@@ -171,7 +171,7 @@ def weights() -> Iterator[Finding]:
             yield Finding(broken, what, detail, advice)
             continue
         try:
-            whole = sha256_of(path) == published.sha256
+            whole = sha256_of(path) == published.checksum
         except UserError as error:
             yield Finding("!", what, str(error), "let it be read")
             continue

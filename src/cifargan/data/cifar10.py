@@ -12,9 +12,9 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from cifargan.data.cache import cache_dir
-from cifargan.data.fetching import Published, fetch, partial_path
 from cifargan.data.sources import ImageSet, ImageSource, choose, resize
 from cifargan.errors import UserError
+from cifargan.fetching import Published, fetch, partial_path
 
 logger = logging.getLogger(__name__)
 

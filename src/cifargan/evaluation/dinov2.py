@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 
 def _published(name: str, megabytes: int, sha256: str) -> PublishedWeights:
     return PublishedWeights(
-        title=f"DINOv2 {name}", url=URL.format(name), sha256=sha256, megabytes=megabytes, variable=VARIABLE
+        title=f"DINOv2 {name}", url=URL.format(name), checksum=sha256, megabytes=megabytes, variable=VARIABLE
     )
 
 

@@ -15,7 +15,7 @@ from cifargan.evaluation.weights import PublishedWeights, find_weights, other_we
 PUBLISHED = PublishedWeights(
     title="Inception",
     url=feature_extractor_inceptionv3.URL_INCEPTION_V3,
-    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    checksum="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     megabytes=96,
     variable="CIFARGAN_INCEPTION_WEIGHTS",
 )

