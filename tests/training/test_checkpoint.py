@@ -262,8 +262,16 @@ def test_format_1_is_migrated(tmp_path: Path) -> None:
     old = {
         "format": 1,
         "step": 7,
-        "config": {"seed": 3, "trainer": {"accumulate": 2}},
+        "config": {
+            "seed": 3,
+            "trainer": {"accumulate": 2},
+            "optimizer": {"generator": {"name": "adam"}, "discriminator": {"name": "rmsprop"}},
+        },
         "stream": {"order": torch.arange(4), "images_seen": 6, "generator": torch.zeros(8, dtype=torch.uint8)},
+        "g_optimizer": {"state": {}},
+        "d_optimizer": {"state": {}},
+        "watch": {"warned": ["samples"]},
+        "best": {"score": 2.5, "step": 5},
     }
     torch.save(old, tmp_path / "old.pt")
     state = load(tmp_path / "old.pt")
@@ -271,6 +279,9 @@ def test_format_1_is_migrated(tmp_path: Path) -> None:
     assert state["stream"].keys() == {"seed", "images_seen", "generator"}
     assert (state["stream"]["seed"], state["stream"]["images_seen"]) == (3, 6)
     assert (state["rate_scale"], state["accumulate"], state["rollbacks"]) == (1.0, 2, 0)
+    assert (state["g_optimizer"]["kind"], state["d_optimizer"]["kind"]) == ("Adam", "RMSprop")
+    assert state["watch"] == {"once_diverse": False, "poor_grids": 0, "warned": ["samples"]}
+    assert (state["best"]["score"], state["best"]["step"], state["best"]["worse"]) == (2.5, 5, 0)
 
 
 def test_format_2_needs_no_checksum_and_format_3_does(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ noticed too. It loads with `weights_only=True`: a checkpoint from elsewhere cann
 
 import hashlib
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -121,11 +122,22 @@ def _write_sealed(state: State, file: IO[bytes]) -> None:
 def _from_format_1(state: State) -> State:
     """Format 1 kept the order of the epoch at hand, where format 2 keeps the seed of all orders.
 
-    A run that goes on from it shuffles anew; everything else goes on as it was.
+    A run that goes on from it shuffles anew; everything else goes on as it was. Its first files did not say yet which
+    optimisers theirs are, nor how scores and samples had developed: that begins anew.
     """
-    stream = {**state["stream"], "seed": int(state["config"]["seed"])}
+    config = state["config"]
+    stream = {**state["stream"], "seed": int(config["seed"])}
     stream.pop("order", None)
-    return {**state, "format": 2, "stream": stream, "switches": {}}
+    optimizers = {
+        f"{player[0]}_optimizer": {
+            "kind": {"adam": "Adam", "rmsprop": "RMSprop"}[config["optimizer"][player]["name"]],
+            **state[f"{player[0]}_optimizer"],
+        }
+        for player in ("generator", "discriminator")
+    }
+    watch = {"once_diverse": False, "poor_grids": 0, **state["watch"]}
+    best = {"last": math.inf, "worse": 0, "since_best": 0, "once_fine": [], "warned_of": [], **state["best"]}
+    return {**state, **optimizers, "format": 2, "stream": stream, "switches": {}, "watch": watch, "best": best}
 
 
 def _from_format_2(state: State) -> State:
