@@ -260,6 +260,10 @@ def test_a_run_that_ended_early_stays_ended_until_something_is_changed(command: 
     OmegaConf.save(
         [*OmegaConf.load(run / ".hydra" / "overrides.yaml"), "trainer.steps=4"], run / ".hydra/overrides.yaml"
     )
+    OmegaConf.save(
+        OmegaConf.merge(OmegaConf.load(run / ".hydra" / "config.yaml"), {"trainer": {"steps": 4}}),
+        run / ".hydra" / "config.yaml",
+    )
     path = run / "checkpoints" / "step_000000002.pt"
     state = load(path)
     state["config"]["trainer"]["steps"] = 4

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build.check import check
 from cifargan.cli.errors import explain
-from cifargan.cli.overrides import CHOICE, OVERRIDE, key_of, overrides_of, reject_null_groups, split_flags
+from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
+from cifargan.cli.resuming import CHOICE, OVERRIDE, overrides_of
 from cifargan.config import from_file
 from cifargan.errors import UserError
 

@@ -26,6 +26,7 @@ from cifargan.cli.launching import require_launcher
 from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.cli.preflight import preflight
 from cifargan.cli.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
+from cifargan.cli.resuming import keep_settings
 from cifargan.cli.run_log import RunLog
 from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
 from cifargan.cli.sweep_summary import summarise
@@ -142,6 +143,8 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
         run_log.file.handleError = _pass_over  # type: ignore[method-assign]
         try:
             resolved = OmegaConf.create(plain(config))
+            if resolved.resume is not None:
+                resolved = on_first(partial(keep_settings, resolved, directory.path))
             on_first(partial(check, resolved))
             result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)

@@ -51,10 +51,23 @@ def config_of(directory: RunDirectory) -> DictConfig:
     """The resolved configuration of the newest start; empty where there is none that can be read."""
     for folder in _starts(directory.path):
         try:
-            return from_file(_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+            return config_in(folder)
         except UserError:
             continue
     return OmegaConf.create({})
+
+
+def config_in(start: Path) -> DictConfig:
+    """The resolved configuration of one start of a run.
+
+    Args:
+        start: the start's folder, `.hydra` or one of its successors.
+
+    Raises:
+        UserError: there is none, or it is damaged, or none of ours.
+    """
+    file = start / "config.yaml"
+    return from_file(_yaml(file), readable(str(file)))
 
 
 def overrides_of(directory: RunDirectory) -> tuple[str, ...]:
