@@ -1,9 +1,12 @@
 """The device that a name stands for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from cifargan.build.device import select_device
+from cifargan.build import device
+from cifargan.build.device import select_device, unused_gpu
 from cifargan.errors import UserError
 
 
@@ -25,3 +28,21 @@ def test_select_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"^device=mps: torch sees no MPS device here"):
         select_device("mps")
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driver = tmp_path / "version"
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert unused_gpu() is None
+    driver.touch()
+    assert "built for CUDA 13.0, and the driver does not suit it" in str(unused_gpu())
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in str(unused_gpu())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert unused_gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert unused_gpu() is None

@@ -87,3 +87,11 @@ def test_a_resumed_run_says_where_it_goes_on(command: Callable[..., CompletedPro
     ran = command("train", f"resume={run}", "trainer.steps=3")
     assert f"going on from step 2 of {run}" in ran.stderr
     assert "steps 2 to 3" in ran.stderr
+
+
+def test_a_gpu_that_lies_idle_is_told_where_the_device_was_left_open(
+    lines_for: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifargan.cli.preflight.unused_gpu", lambda: "its driver is too old")
+    assert lines_for("device=auto")["gpu"] == "not used: its driver is too old"
+    assert "gpu" not in lines_for("device=cpu")

@@ -1,12 +1,16 @@
 """The device that a run takes."""
 
+import os
 import re
+from pathlib import Path
 
 import torch
 
 from cifargan.agreement import local_rank
 from cifargan.errors import UserError
 from cifargan.parallel import processes
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there on Linux where the driver is loaded
 
 
 def select_device(name: str) -> torch.device:
@@ -32,6 +36,19 @@ def select_device(name: str) -> torch.device:
         # A recording, and what torch.compile makes, go to the current device, wherever their tensors lie.
         torch.cuda.set_device(device)
     return device
+
+
+def unused_gpu() -> str | None:
+    """Why torch sees none of the NVIDIA GPUs of this machine; None where it does, there are none, or they are hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.cuda.is_available() or hidden or not NVIDIA_DRIVER.exists():
+        return None
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA: install one with it (https://pytorch.org/get-started)"
+    return (
+        f"this torch is built for CUDA {torch.version.cuda}, and the driver does not suit it: install a newer driver, or a "
+        "torch for an older CUDA"
+    )
 
 
 def _own_device(device: torch.device) -> torch.device:

@@ -81,6 +81,8 @@ def hardware() -> Iterator[Finding]:
     """Devices, their memory, threads."""
     import torch
 
+    from cifargan.build.device import unused_gpu
+
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             try:
@@ -95,6 +97,8 @@ def hardware() -> Iterator[Finding]:
             yield Finding("ok" if fine else "!", f"cuda:{i}", detail, "" if fine else "it computes wrongly: replace it")
     elif torch.backends.mps.is_available():
         yield Finding("ok", "mps", "Apple GPU")
+    elif reason := unused_gpu():
+        yield Finding("!", "gpu", "an NVIDIA GPU is here, and torch cannot use it", reason)
     else:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield Finding("-", "gpu", f"none is seen ({built}); BigGAN takes days on a CPU")

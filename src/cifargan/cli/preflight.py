@@ -4,6 +4,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from cifargan.build.device import unused_gpu
 from cifargan.parallel import processes
 from cifargan.training.run_directory import RunDirectory, device_name
 from cifargan.training.trainer import Trainer
@@ -19,6 +20,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
     g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (game.g_optimizer, game.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
     together = f"{processes()} processes, each " if processes() > 1 else ""
+    idle = unused_gpu() if game.device.type == "cpu" and config.device == "auto" else None
     return [
         f"run      {directory.path}",
         f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
@@ -30,6 +32,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
         f"device   {together}{device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+        *([f"gpu      not used: {idle}"] if idle else []),
         f"memory   {_memory(trainer)}",
         f"speed    {', '.join(game.switches.names()) or 'the plain loop'}",
     ]
