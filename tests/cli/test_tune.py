@@ -32,6 +32,23 @@ def scored(quick: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
+def test_a_search_over_configs_of_ones_own(command: Command, scored: tuple[str, ...], tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ntrainer:\n  max_rollbacks: 7\n")
+    ran = command("tune", "--config-dir", "mine", "experiment=own", *scored, RATE, "n_trials=1")
+    assert ran.returncode == 0, ran.stderr
+    assert "max_rollbacks: 7" in (tmp_path / "outputs" / "tune" / "tune" / "0" / ".hydra" / "config.yaml").read_text()
+    assert shlex.split(ran.stdout.splitlines()[-1])[:5] == [
+        "cifargan",
+        "train",
+        "--config-dir",
+        "mine",
+        "experiment=own",
+    ]
+
+
+@pytest.mark.slow
 def test_a_search_from_beginning_to_end(command: Command, scored: tuple[str, ...], tmp_path: Path) -> None:
     search = (*scored, RATE, "regularizer=choice(none,lecam)", "study=first")
     ran = command("tune", *search, "n_trials=1")
@@ -101,7 +118,7 @@ class Decided(optuna.trial.FixedTrial):
 
 def test_a_pruned_trial_ends_at_once(command: Command, scored: tuple[str, ...], tmp_path: Path) -> None:
     trial = Decided(pruned=True)
-    ended = Trials(None).train([*scored, "evaluator.final_samples=0"], tmp_path / "0", trial)  # type: ignore[arg-type]
+    ended = Trials(None, []).train([*scored, "evaluator.final_samples=0"], tmp_path / "0", trial)  # type: ignore[arg-type]
     assert ended.pruned
     assert trial.seen == [1]
     (value,) = (r["value"] for r in read_file(tmp_path / "0" / "evaluation.json") if str(r["metric"]).startswith("fd_"))
@@ -114,7 +131,7 @@ def test_a_failed_trial_says_why(scored: tuple[str, ...], tmp_path: Path, monkey
         raise ZeroDivisionError("nobody foresaw this")
 
     monkeypatch.setattr(Game, "iterate", broken)
-    ended = Trials(None).train([*scored], tmp_path / "0", Decided(pruned=False))  # type: ignore[arg-type]
+    ended = Trials(None, []).train([*scored], tmp_path / "0", Decided(pruned=False))  # type: ignore[arg-type]
     assert ended.error == "a bug in cifargan: ZeroDivisionError('nobody foresaw this')"
     assert not ended.interrupted
 
@@ -127,13 +144,13 @@ def test_the_value_of_a_trial_is_the_best_that_it_reached(run: Path) -> None:
         for metric, value in (("fid", fid), ("recall", recall))
     ]
     (run / "evaluation.json").write_text(json.dumps({"records": records}))
-    assert Trials(None).value_of(run) == 1.0
-    assert Trials("fid_n9_train").value_of(run) == 1.0
-    assert Trials("recall_n9_train").value_of(run) == 0.5
+    assert Trials(None, []).value_of(run) == 1.0
+    assert Trials("fid_n9_train", []).value_of(run) == 1.0
+    assert Trials("recall_n9_train", []).value_of(run) == 0.5
     with pytest.raises(
         UserError, match=r"^objective=recal_n9_train: .* has no such score; did you mean recall_n9_train"
     ):
-        Trials("recal_n9_train").value_of(run)
+        Trials("recal_n9_train", []).value_of(run)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +161,8 @@ def test_the_value_of_a_trial_is_the_best_that_it_reached(run: Path) -> None:
         (["pruner=meidan", RATE], "pruner=meidan: choose from median, hyperband, none"),
         (["study=../x", RATE], "study=../x: is a name, and becomes that of a folder"),
         (["objective=foo", RATE], "objective=foo: no score of that name; they begin with fid"),
-        (["-m", RATE], "-m: no such option"),
+        (["-m", RATE], "-m: does not go with a search"),
+        (["--config-dri", "mine", RATE], "--config-dri: no such option; did you mean --config-dir"),
         (["resume=latest", RATE], "resume=latest: does not go with a search"),
         (["hydra.run.dir=x", RATE], "hydra.run.dir=x: does not go with a search"),
         (["seed=1"], "nothing to search"),

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.build.check import check
 from cifargan.build.settings import GROUPS, Settings, plain
 from cifargan.cli.errors import explain, report
-from cifargan.cli.overrides import key_of, reject_null_groups
+from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
 from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
 from cifargan.errors import UserError, did_you_mean
@@ -46,6 +46,7 @@ All other settings are the same in every trial, as in cifargan train.
                     worth the best that it reached (default: the score that decides the best
                     checkpoint; then there is no final scoring, unless evaluator.final_samples=)
   pruner=median     ends trials that are worse than others were by then; or hyperband, none
+  --config-dir DIR  configs of your own, as in cifargan train
 
 The same command goes on with a study until it has n_trials. Ctrl-C stops and loses nothing but
 the trial in hand.
@@ -54,6 +55,7 @@ examples:
   cifargan tune experiment=biggan 'optimizer.generator.lr=interval(1e-5,1e-3)' n_trials=30
   cifargan tune model=dcgan 'regularizer=choice(none,lecam)' 'loss=choice(bce,hinge)' study=parts
 """
+CONFIG_DIR = ("--config-dir", "-cd")
 OWN = {"n_trials": "20", "storage": "", "study": "tune", "objective": "", "pruner": "median"}
 FINAL = "evaluator.final_samples"
 
@@ -67,7 +69,10 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments or not arguments:
         print(HELP, end="")
         return 0
-    own, overrides = split_own(arguments)
+    flags, settings = split_flags(arguments)
+    if unfit := [flag for flag in flags[::2] if flag not in CONFIG_DIR]:
+        raise UserError(f"{unfit[0]}: does not go with a search, see cifargan tune --help")
+    own, overrides = split_own(settings)
     if find_spec("optuna") is None:
         raise UserError("cifargan tune needs Optuna: pip install 'cifargan[tune]'")
     # Optuna takes a while to import.
@@ -77,7 +82,7 @@ def run(arguments: list[str]) -> int:
     objective = own["objective"] or None
     direction_of(objective)
     space = space_of(overrides)
-    config = check_space(space)
+    config = check_space(space, flags)
     if objective is None and not any(key_of(override) == FINAL for override in overrides):
         # Its scores would decide nothing, and take longer than many a trial.
         space = space_of([*overrides, f"{FINAL}=0"])
@@ -91,12 +96,12 @@ def run(arguments: list[str]) -> int:
         objective=objective,
         pruner=pruner_of(own["pruner"], every=config.evaluator.every, steps=config.trainer.steps),
     )
-    trials = Trials(objective)
+    trials = Trials(objective, flags)
     try:
         finished = study.run(int(own["n_trials"]), trials.train, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         finished = False
-    print_best(study, own, overrides)
+    print_best(study, own, overrides, flags)
     if finished:
         return 0
     return report(trials.stopped_by or KeyboardInterrupt())
@@ -106,7 +111,7 @@ def split_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """The settings of the search, and the overrides.
 
     Raises:
-        UserError: a flag, or a setting that cannot be.
+        UserError: a setting that cannot be.
     """
     from cifargan.cli.errors import groups
 
@@ -114,8 +119,6 @@ def split_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     known = [*OWN, *GROUPS, *groups(), *Settings.__dataclass_fields__]
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if argument.startswith("-"):
-            raise UserError(f"{argument}: no such option; settings are written key=value, see cifargan tune --help")
         if key in OWN:
             own[key] = value.strip("'\"")
         elif key in ("resume", "sweep") or key_of(argument).startswith("hydra"):
@@ -134,7 +137,7 @@ def split_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, overrides
 
 
-def check_space(space: "Space") -> DictConfig:
+def check_space(space: "Space", flags: list[str]) -> DictConfig:
     """Compose and check a configuration for each choice, so that a typo is told before the first training.
 
     Returns:
@@ -157,20 +160,20 @@ def check_space(space: "Space") -> DictConfig:
             variants.append({**first, key: distribution.high})  # type: ignore[attr-defined]
     config = OmegaConf.create()
     for variant in variants:
-        config = composed(space.overrides(variant))
+        config = composed(space.overrides(variant), flags)
         if config.evaluator.name == "none":
             raise UserError("evaluator=none gives no scores to search by: choose another evaluator")
     return config
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """The configuration that these overrides ask for, checked and resolved."""
+def composed(overrides: list[str], flags: list[str]) -> DictConfig:
+    """The configuration that these overrides and Hydra's flags ask for, checked and resolved."""
     found: list[DictConfig] = []
 
     def keep(config: DictConfig) -> None:
         found.append(OmegaConf.create(plain(config)))
 
-    with_hydra(keep, ["cifargan train", *overrides, "hydra.run.dir='.'"])
+    with_hydra(keep, ["cifargan train", *flags, *overrides, "hydra.run.dir='.'"])
     check(found[0])
     return found[0]
 
@@ -180,10 +183,12 @@ class Trials:
 
     Args:
         objective: the key of a score; None: the monitored one.
+        flags: Hydra's, for each of them.
     """
 
-    def __init__(self, objective: str | None) -> None:
+    def __init__(self, objective: str | None, flags: list[str]) -> None:
         self.objective = objective
+        self.flags = flags
         self.stopped_by: Exception | None = None
 
     def train(self, overrides: list[str], directory: Path, trial: "Trial") -> "Trained":
@@ -194,7 +199,7 @@ class Trials:
         """
         from cifargan.tuning.study import Trained
 
-        command = ["cifargan train", *overrides, f"hydra.run.dir={quoted(directory)}"]
+        command = ["cifargan train", *self.flags, *overrides, f"hydra.run.dir={quoted(directory)}"]
         outcomes: list[Outcome] = []
         pruned = False
 
@@ -242,7 +247,7 @@ def watching(look: Watcher) -> Iterator[None]:
         watcher.reset(token)
 
 
-def print_best(study: "Study", own: dict[str, str], overrides: list[str]) -> None:
+def print_best(study: "Study", own: dict[str, str], overrides: list[str], flags: list[str]) -> None:
     """What the search has found so far, as a command to paste, and how to go on with it."""
     print(f"\n{study.counted()} of n_trials={own['n_trials']}, in {study.directory}")
     best = study.best
@@ -255,4 +260,4 @@ def print_best(study: "Study", own: dict[str, str], overrides: list[str]) -> Non
         for override in study.space.overrides(best.params)
         if override in overrides or key_of(override) != FINAL
     ]
-    print(f"cifargan train {shlex.join(given)}")
+    print(f"cifargan train {shlex.join([*flags, *given])}")
