@@ -20,8 +20,8 @@ from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.strangers import readable, refusing
 from cifargan.training.checkpoint import CheckpointStore, Description, State, describe, load
-from cifargan.training.game import load_network, require_fits
 from cifargan.training.generator_file import is_generator_file, read_generator_file
+from cifargan.training.restoring import load_network, require_fits
 from cifargan.training.run_directory import RunDirectory, all_runs, find_run
 from cifargan.training.speed import Switches, remembered
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cifargan import parallel
 from cifargan.data.stream import ImageStream
-from cifargan.errors import UserError
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator
 from cifargan.models.spectral import normalised_together, power_iteration_
 from cifargan.objectives.adversarial import AdversarialLoss
@@ -26,6 +25,7 @@ from cifargan.training.graph import Recording
 from cifargan.training.memory import Undo, may_try_again
 from cifargan.training.precision import Precision
 from cifargan.training.replicas import replicated, shared
+from cifargan.training.restoring import load_network, load_optimizer
 from cifargan.training.rng import restore_rng, rng_state
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
@@ -343,46 +343,6 @@ class Game:
             self.set_schedule(replace(self.schedule, accumulate=parts))
         # The optimisers' moments are other tensors now.
         self.round = self._recorded_play()
-
-
-def load_network(network: nn.Module, state: State, name: str) -> None:
-    """Load a state dict, or say in one line how it differs.
-
-    Raises:
-        UserError: a missing or superfluous tensor, or one of another shape.
-    """
-    require_fits(network, state, name)
-    network.load_state_dict(state)
-
-
-def require_fits(network: nn.Module, state: State, name: str) -> None:
-    """Check that a state dict is of such a network, be it one without memory (on the device `meta`).
-
-    Raises:
-        UserError: a missing or superfluous tensor, or one of another shape.
-    """
-    own = network.state_dict()
-    for key in [*own, *state]:
-        if key not in state or key not in own or state[key].shape != own[key].shape:
-            here, there = (tuple(d[key].shape) if key in d else "absent" for d in (own, state))
-            raise UserError(f"the checkpoint is of another {name}: {key} is {there} there and {here} here")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) -> None:
-    """Load the moments of every weight; the settings stay those of this run, so that new ones take effect.
-
-    Raises:
-        UserError: they are the moments of another kind of optimiser.
-    """
-    kind = type(optimizer).__name__
-    if state["kind"] != kind:
-        raise UserError(f"the checkpoint is of another optimizer: the {name} has {state['kind']} there and {kind} here")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-    for weight, moments in optimizer.state.items():
-        for key, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                # Fused updates want the layout of the weight, which another run may have chosen differently.
-                moments[key] = torch.empty_like(weight).copy_(value)
 
 
 @contextmanager
