@@ -12,6 +12,7 @@ from cifargan.objectives.regularizers import LeCam
 from cifargan.training.game import Game
 from cifargan.training.graph import WARM_UP, Recording
 from cifargan.training.optimizers import adam
+from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.speed import Switches
 
 GameMaker = Callable[..., Game]
@@ -178,8 +179,9 @@ def test_a_round_changes_nothing_but_what_it_says_it_changes(new_game: GameMaker
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2)])
 def test_a_real_graph_plays_the_rounds_of_the_loop(
-    new_game: GameMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    new_game: GameMaker, caplog: pytest.LogCaptureFixture, precision: PrecisionName, tolerance: float
 ) -> None:
     ends = []
     for graph in (False, True):
@@ -192,9 +194,10 @@ def test_a_real_graph_plays_the_rounds_of_the_loop(
             lr_decay_from=3,
         )
         game.switches = Switches(graph=graph)
+        game.precision = Precision(precision, game.device)
         game.round = game._recorded_play()
         torch.cuda.manual_seed(5)
         ends.append([{name: value.item() for name, value in game.iterate().items()} for _ in range(9)])
     assert caplog.text == ""
     for plain, replay in zip(*ends, strict=True):
-        assert replay == pytest.approx(plain, rel=1e-3, abs=1e-3)
+        assert replay == pytest.approx(plain, rel=tolerance, abs=tolerance)
