@@ -1,7 +1,8 @@
 """Runs that earlier versions left behind, one of each checkpoint format: they are gone on with and sampled from.
 
-`old_runs/` holds two steps of a narrow conditional DCGAN with LeCam on 16x16 digits, as the first version of each format
-wrote it. The file of the present format stays, too: whoever changes what a checkpoint holds needs a new format.
+`old_runs/` holds two steps of a narrow conditional DCGAN with LeCam on 16x16 digits, each as a version with that format wrote
+it: an early one of format 1, the last of format 2. The file of the present format stays, too: whoever changes what a checkpoint
+holds needs a new format.
 """
 
 import tarfile
