@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cifargan.training import loggers
-from cifargan.training.loggers import CSVTable, Guarded, Logger, NoEvents, flat
+from cifargan.training.events import NoEvents
+from cifargan.training.loggers import CSVTable, Guarded, Logger, flat
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.sturdy import SturdyTracker
 

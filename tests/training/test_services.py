@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cifargan.training.loggers import Guarded, NoEvents
+from cifargan.training.events import NoEvents
+from cifargan.training.loggers import Guarded
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.services import IDS, MLflow, WandB, known_as
 from cifargan.training.sturdy import SturdyTracker

@@ -7,7 +7,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from cifargan.config import Registry, arguments, lookup
 from cifargan.data.cifar10 import CIFAR10
@@ -25,6 +24,7 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
+from cifargan.training.events import EventWriter
 from cifargan.training.loggers import CSVTable
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.services import MLflow, WandB
@@ -54,7 +54,7 @@ EXTRACTORS: Registry = {
     "dinov2": DINOv2,
     "auto": automatic,
 }
-LOGGERS: Registry = {"tensorboard": SummaryWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
+LOGGERS: Registry = {"tensorboard": EventWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
 LOGGER_EXTRAS = ("wandb", "mlflow")
 
 

@@ -1,7 +1,6 @@
 """Everything that a run needs, from its resolved configuration."""
 
 from omegaconf import DictConfig
-from torch.utils.tensorboard import SummaryWriter
 
 from cifargan.agreement import leads, one_before_others
 from cifargan.build.check import check
@@ -14,9 +13,10 @@ from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.strangers import readable, refusing
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
+from cifargan.training.events import EventWriter, NoEvents
 from cifargan.training.finetune import Start
 from cifargan.training.game import Game
-from cifargan.training.loggers import CSVTable, Guarded, Logger, NoEvents
+from cifargan.training.loggers import CSVTable, Guarded, Logger
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.speed import remembered
 from cifargan.training.sturdy import SturdyTracker
@@ -109,6 +109,6 @@ def build_tracker(config: DictConfig, directory: RunDirectory, *, first_step: in
         directory,
         steps=config.trainer.steps,
         first_step=first_step,
-        events=SummaryWriter if "tensorboard" in chosen else NoEvents,
+        events=EventWriter if "tensorboard" in chosen else NoEvents,
         loggers=loggers,
     )

@@ -1,4 +1,4 @@
-"""Where a run's figures go beside metrics.jsonl: a table, and whatever else is asked for; and nowhere."""
+"""Where a run's figures go beside metrics.jsonl: a table, and whatever else is asked for."""
 
 import csv
 import io
@@ -34,21 +34,6 @@ class Logger:
 
     def close(self) -> None:
         """Called once, after the last scalars."""
-
-
-class NoEvents:
-    """What TensorBoard's writer is where there is to be none: it takes everything and writes nothing.
-
-    Args:
-        directory: as of `SummaryWriter`.
-        purge_step: as of `SummaryWriter`.
-    """
-
-    def __init__(self, directory: str, *, purge_step: int) -> None: ...
-
-    def _take(self, *_: Any, **__: Any) -> None: ...
-
-    add_scalar = add_text = add_image = add_hparams = flush = close = _take
 
 
 class CSVTable(Logger):

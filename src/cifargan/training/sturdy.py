@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from cifargan.errors import UserError
 from cifargan.images import save_png
+from cifargan.training.events import Events, EventWriter
 from cifargan.training.loggers import Logger
 from cifargan.training.run_directory import RunDirectory
-from cifargan.training.tracking import Events, Tracker
+from cifargan.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class SturdyTracker(Tracker):
         *,
         steps: int,
         first_step: int = 0,
-        events: Events = SummaryWriter,
+        events: Events = EventWriter,
         loggers: Sequence[Logger] = (),
     ) -> None:
         super().__init__(directory, steps=steps, first_step=first_step, events=events, loggers=loggers)

@@ -10,14 +10,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifargan.evaluation.records import Record, scalars
 from cifargan.files import write_atomically
 from cifargan.images import save_png
-from cifargan.training.loggers import Logger, NoEvents, flat
+from cifargan.training.events import Events, EventWriter
+from cifargan.training.loggers import Logger, flat
 from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 # What the progress line shows, short enough for one line.
 SHOWN = {"loss/discriminator": "D", "loss/generator": "G", "accuracy/real": "real", "accuracy/fake": "fake"}
 ESTIMATE_AFTER = 50  # steps, by which a rate means something
-Events = Callable[..., SummaryWriter | NoEvents]
 
 
 class Tracking:
@@ -78,7 +77,7 @@ class Tracker(Tracking):
         steps: the step at which the training ends, for the time left.
         first_step: the step that this session starts from; anything logged later by a session that was cut off is
             dropped, so no step is told twice.
-        events: what writes TensorBoard's events: `SummaryWriter`, or `NoEvents`.
+        events: what writes TensorBoard's events: `EventWriter`, or `NoEvents`.
         loggers: where scalars go beside those and metrics.jsonl.
     """
 
@@ -88,7 +87,7 @@ class Tracker(Tracking):
         *,
         steps: int,
         first_step: int = 0,
-        events: Events = SummaryWriter,
+        events: Events = EventWriter,
         loggers: Sequence[Logger] = (),
     ) -> None:
         super().__init__(directory)
