@@ -117,6 +117,8 @@ class Drill:
     """
 
     def __init__(self, folder: Path, *, seed: int) -> None:
+        # A process that has threads must not be forked.
+        torch.set_num_threads(1)
         self.folder = folder
         self.chance = random.Random(seed)  # noqa: S311 - no secret
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
@@ -694,8 +696,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     options = parser.parse_args()
-    # A process that has threads must not be forked.
-    torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cifargan_drill_") as folder:
         drill = Drill(Path(folder), seed=options.seed)

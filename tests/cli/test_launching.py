@@ -1,5 +1,6 @@
 """Jobs beside one another: launchers, GPUs, terminals, signals."""
 
+import copy
 import json
 import logging
 import signal
@@ -11,17 +12,24 @@ from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from cifargan.cli import launching
-from cifargan.cli.launching import beside_others, cuda_place, line_about, require_launcher
+from cifargan.cli import sweep as sweep_module
+from cifargan.cli.launching import beside_others, cuda_place, hand_back, line_about, require_launcher
+from cifargan.cli.shipped import LAUNCHER, options
 from cifargan.cli.sweep import Sweep
 from cifargan.cli.train import Outcome, job
+from cifargan.config import conf_dir
 from cifargan.errors import UserError
-from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.interruption import NOTICES, InterruptedRunError
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Result
 
@@ -36,6 +44,8 @@ Command = Callable[..., CompletedProcess[str]]
             "submitit_slurm",
             "hydra/launcher=submitit_slurm: that launcher is not installed: pip install 'cifargan[submitit]'",
         ),
+        ("slurm", "hydra/launcher=slurm: that launcher is not installed: pip install 'cifargan[submitit]'"),
+        ("ray_gpu", "hydra/launcher=ray_gpu: that launcher is not installed: pip install 'cifargan[ray]'"),
         ("joblob", "hydra/launcher=joblob: no such launcher; did you mean joblib?"),
     ],
 )
@@ -50,6 +60,107 @@ def test_a_launcher_takes_a_sweep() -> None:
     require_launcher(["hydra/launcher=basic", "hydra/launcher=joblib", "hydra/launcher=my_own"], sweep=True)
     with pytest.raises(UserError, match="launches the jobs of a sweep, which takes -m"):
         require_launcher(["hydra/launcher=joblib"], sweep=False)
+
+
+def test_a_launcher_of_ones_own_may_be_called_much_like_another() -> None:
+    require_launcher(["hydra/launcher=my_slurm"], sweep=True, own=True)
+    with pytest.raises(UserError, match=r"no such launcher; did you mean slurm or submitit_slurm\?"):
+        require_launcher(["hydra/launcher=my_slurm"], sweep=True)
+
+
+def test_each_shipped_launcher_is_one_that_says_what_it_lacks() -> None:
+    assert set(options(LAUNCHER)) <= set(launching.EXTRAS)
+
+
+def launcher(*overrides: str) -> dict[str, Any]:
+    """What Hydra hands to a launcher."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("train", list(overrides), return_hydra_config=True)
+    settings = OmegaConf.to_container(config.hydra.launcher)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def test_the_shipped_slurm_launcher_is_submitits_and_goes_on_by_itself() -> None:
+    given = launcher("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60")
+    plain = launcher("hydra/launcher=submitit_slurm")
+    assert given.keys() == plain.keys()  # so that none of its settings is misspelt
+    assert given["_target_"] == plain["_target_"]
+    assert (given["partition"], given["timeout_min"], given["gpus_per_node"]) == ("gpu", 60, 1)
+    assert given["max_num_timeout"] > 0 == plain["max_num_timeout"]
+
+
+def test_the_shipped_ray_launcher_asks_for_a_gpu_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the schema of Ray's launcher, which cannot be installed beside joblib's."""
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    schema = {"_target_": "RayLauncher", "ray": {"init": {"address": None}, "remote": {}}}
+    store.store(group=LAUNCHER, name="ray", node=schema, provider="test")
+    given = launcher("hydra/launcher=ray_gpu", "hydra.launcher.ray.remote.num_cpus=2")
+    assert given == {**schema, "ray": {"init": {"address": None}, "remote": {"num_gpus": 1, "num_cpus": 2}}}
+
+
+@pytest.fixture
+def notice() -> Iterator[signal.Signals]:
+    before = signal.getsignal(signal.SIGUSR2)
+    yield signal.SIGUSR2
+    signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.skipif(not NOTICES, reason="no scheduler's signals here")
+def test_a_notice_goes_back_to_the_launcher_once_it_was_heeded(notice: signal.Signals) -> None:
+    got: list[int] = []
+
+    def as_submitit_does(number: int, frame: FrameType | None) -> None:
+        got.append(number)
+        raise SystemExit(-1) if len(got) == 1 else RuntimeError("Job not requeued because: timed-out too many times.")
+
+    signal.signal(notice, as_submitit_does)
+    with pytest.raises(SystemExit):
+        hand_back(notice)
+    hand_back(notice)  # the launcher will not have it again, so the sweep goes on with what there is
+    assert got == [notice] * 2
+    hand_back(signal.SIGTERM)  # nobody's notice, but this job's end: pytest's process would not survive it
+    signal.signal(notice, signal.SIG_DFL)
+    hand_back(notice)
+
+
+@pytest.mark.usefixtures("own_signals")
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_signal_to_one_job_ends_the_sweep_only_where_it_is_the_sweeps_process(
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0").mkdir()
+    monkeypatch.setattr(sweep_module, "HydraConfig", running_in(tmp_path / "0"))
+    error = InterruptedRunError(signal.SIGTERM, "stopped at step 1")
+    sweep = Sweep(
+        lambda *_: Outcome(tmp_path / "0", [], None, error), [], resume=False, directory=tmp_path, apart=apart
+    )
+    sweep(OmegaConf.create({"resume": None, "device": "cpu", "trainer": {}}))
+    assert sweep.stop_signal == (None if apart else signal.SIGTERM)
+    assert capsys.readouterr().err == ("job 0 stopped at step 1\n" if apart else "")
+
+
+def test_a_job_that_is_started_once_more_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path / "0")
+    run.path.mkdir()
+    monkeypatch.setattr(sweep_module, "HydraConfig", running_in(run.path))
+    seen = []
+
+    def train(config: DictConfig, command: list[str]) -> Outcome:
+        seen.append(config.resume)
+        (run.path / "provenance.json").touch()
+        return Outcome(run.path, [], Result(1, None, None), None)
+
+    sweep = Sweep(train, [], resume=False, directory=tmp_path)
+    for resume in (None, None, "elsewhere"):
+        sweep(OmegaConf.create({"resume": resume}))
+    assert seen == [None, str(run.path), "elsewhere"]
+
+
+def running_in(folder: Path) -> SimpleNamespace:
+    """HydraConfig, in a job whose folder this is."""
+    return SimpleNamespace(get=lambda: OmegaConf.create({"runtime": {"output_dir": str(folder)}}))
 
 
 def test_jobs_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

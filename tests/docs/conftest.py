@@ -50,8 +50,8 @@ def blocks_of(text: str) -> Iterator[Block]:
 def commands_of(text: str) -> Iterator[tuple[int, list[str]]]:
     """The commands of a page as words, each with the number of its line.
 
-    Explanations behind two spaces or a `#` are left out, backslashes join lines, and words such as `$O` are replaced by
-    what their block says above.
+    Explanations behind two spaces or a `#` are left out, as are settings of the environment and `srun` before a command;
+    backslashes join lines, and words such as `$O` are replaced by what their block says above.
     """
     variables: dict[str, list[str]] = {}
     begun: tuple[int, str] | None = None
@@ -68,9 +68,9 @@ def commands_of(text: str) -> Iterator[tuple[int, list[str]]]:
             begun = None
             if assigned := re.fullmatch(r"([A-Z]+)=(.*)", joined):
                 variables[assigned[1]] = "".join(shlex.split(assigned[2])).split()
-            elif joined.partition(" ")[0] in PROGRAMS:
+            elif (command := re.sub(r"^(\w+=\S+ |srun )+", "", joined)).partition(" ")[0] in PROGRAMS:
                 try:
-                    words = shlex.split(re.split(r"\s{2,}", joined)[0])
+                    words = shlex.split(re.split(r"\s{2,}", command)[0])
                 except ValueError as error:
                     raise ValueError(f"line {first}: {joined}: {error}: two spaces before what explains it?") from error
                 yield first, [part for word in words for part in variables.get(word.removeprefix("$"), [word])]

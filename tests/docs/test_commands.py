@@ -180,6 +180,8 @@ TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"cifargan (runs|sample|ls|cat|cp|doctor|completion|--help|--version)\b": in_full,
     r"torchrun .*-m cifargan train\b": torchrun,
     r"python scripts/fuzz\.py\b": script_until("tallies"),
+    r"python scripts/fault_drill\.py\b": script_until("Drill"),
+    r"python scripts/kill_drill\.py\b": script_until("Life"),
     r"python scripts/scaling_estimate\.py\b": script_until("report"),
     r"python scripts/time_to_quality\.py\b": variants,
     r"python my_\w+\.py\b": own_file,
@@ -215,13 +217,14 @@ def test_it_runs(
 def test_commands_are_found_in_blocks_of_every_kind(commands: Callable[[str], list[list[str]]]) -> None:
     text = (
         "`cifargan inline`\n```\ncifargan ls model    explained\nO='a=1 b=2'\ncifargan train $O \\\n  c='[3, 4]' # why\n"
-        "```\n\n    python scripts/x.py  # indented\n\n```text\ncifargan output\n```\n```bash\n$ pip install .\n```\n"
+        "```\n\n    A_B=1 python scripts/x.py  # indented\n\n```text\ncifargan output\n```\n```bash\n$ pip install .\nsrun cifargan ls\n```\n"
     )
     assert commands(text) == [
         ["cifargan", "ls", "model"],
         ["cifargan", "train", "a=1", "b=2", "c=[3, 4]"],
         ["python", "scripts/x.py"],
         ["pip", "install", "."],
+        ["cifargan", "ls"],
     ]
 
 

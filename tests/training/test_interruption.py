@@ -7,10 +7,10 @@ import pytest
 
 from cifargan.training.interruption import InterruptedRunError, Interruption
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_a_signal_is_noted_and_raises_nothing(number: signal.Signals) -> None:
     with Interruption() as interruption:
         assert interruption.requested is None
@@ -19,16 +19,16 @@ def test_a_signal_is_noted_and_raises_nothing(number: signal.Signals) -> None:
 
 
 def test_handlers_are_put_back_also_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in BOTH]
+    before = [signal.getsignal(number) for number in ALL]
 
     def fail() -> None:
-        assert [signal.getsignal(number) for number in BOTH] != before
+        assert [signal.getsignal(number) for number in ALL] != before
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"), Interruption():
         fail()
-    assert [signal.getsignal(number) for number in BOTH] == before
+    assert [signal.getsignal(number) for number in ALL] == before
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
@@ -41,19 +41,20 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_second_sigterm_is_left_to_the_system() -> None:
+@pytest.mark.parametrize("number", ALL[1:])
+def test_a_second_of_the_others_is_left_to_the_system(number: signal.Signals) -> None:
     with Interruption():
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_outside_the_main_thread_nothing_is_caught() -> None:
-    before = [signal.getsignal(number) for number in BOTH]
+    before = [signal.getsignal(number) for number in ALL]
     seen = []
 
     def work() -> None:
         with Interruption():
-            seen.append([signal.getsignal(number) for number in BOTH])
+            seen.append([signal.getsignal(number) for number in ALL])
 
     thread = threading.Thread(target=work)
     thread.start()

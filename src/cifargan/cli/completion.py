@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifargan.cli import COMMANDS, SHARED
-from cifargan.cli.shipped import find, groups, keys_of, known_keys, options
+from cifargan.cli.shipped import LAUNCHER, all_groups, find, groups, keys_of, known_keys, options
 from cifargan.errors import UserError, did_you_mean
 
 BASH = """# cifargan: eval "$(cifargan completion bash)", for good in ~/.bashrc
@@ -73,7 +73,7 @@ VALUES = {
     "precision": ("auto", "bf16", "fp16", "fp32"),
     "resume": ("latest",),
     "sweep": ("resume",),
-    "hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm"),
+    LAUNCHER: ("basic", "joblib", "ray", "submitit_local", "submitit_slurm"),
     "--cfg": ("job", "hydra", "all"),
 }
 
@@ -130,9 +130,9 @@ def complete(words: list[str]) -> list[str]:
 def _arguments(command: str, before: list[str]) -> list[str]:
     """What a command takes that is no flag."""
     if command == "ls":
-        return groups()
+        return all_groups()
     if command == "cat" or (command == "cp" and len(before) == 1):
-        return ["train", *(f"{group}/{name}" for group in groups() for name in options(group))]
+        return ["train", *(f"{group}/{name}" for group in all_groups() for name in options(group))]
     if command == "completion":
         return [*SCRIPTS]
     return options("experiment") if command == "bench" and len(before) == 1 else []
@@ -149,14 +149,13 @@ def overrides(before: list[str], current: str, *, data_only: bool = False) -> li
     key, equals, value = current.partition("=")
     if equals:
         stem, comma, last = value.rpartition(",")
-        choices = options(key) if key in groups() else list(VALUES.get(key, ()))
+        choices = [*(options(key) if key in all_groups() else []), *VALUES.get(key, ())]
         taken = stem.split(",")
         return [f"{key}={stem}{comma}{one}" for one in _starting(choices, last) if not comma or one not in taken]
     prefix = key[: key.rfind(".") + 1]
     keys = sorted(set(_keys(before)))
     holders = {one.rpartition(".")[0] for one in keys if "." in one}
-    chosen = [*groups(), "hydra/launcher"]
-    found = [] if prefix else [f"{group}=" for group in chosen]
+    found = [] if prefix else [f"{group}=" for group in all_groups()]
     found += ["resume=", "sweep="] if not prefix else []
     for one in keys:
         if one.startswith(prefix) and "." not in one[len(prefix) :]:

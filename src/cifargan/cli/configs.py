@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cifargan.cli.shipped import Shipped, find, first_comment, groups, options
+from cifargan.cli.shipped import LAUNCHER, Shipped, all_groups, find, first_comment, options
 from cifargan.config import conf_dir
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_atomically
@@ -33,7 +33,7 @@ def ls(arguments: list[str]) -> int:
     chosen = [_group(name) for name in p.parse_args(arguments).groups]
     width = shutil.get_terminal_size((100, 24)).columns
     blocks = []
-    for group in chosen or groups():
+    for group in chosen or all_groups():
         names = options(group)
         longest = max(map(len, names))
         about = [first_comment(conf_dir() / group / f"{name}.yaml") for name in names]
@@ -64,7 +64,7 @@ def _group(name: str) -> str:
     Raises:
         UserError: there is none.
     """
-    known = groups()
+    known = all_groups()
     for one in (name.strip("/="), name.strip("/=").removesuffix("s"), name.strip("/=").removesuffix("es")):
         if one in known:
             return one
@@ -114,7 +114,7 @@ def destination(shipped: Shipped, to: Path) -> Path:
         folder, name = to.parent, to.stem
     else:
         folder, name = to, f"my_{shipped.name}"
-    if shipped.group and folder.absolute().name != shipped.group:
+    if shipped.group and not folder.absolute().as_posix().endswith(f"/{shipped.group}"):
         folder = folder / shipped.group
     if name in ([shipped.name] if not shipped.group else options(shipped.group)):
         raise UserError(f"{name}: a shipped config has that name, and it would be taken instead: choose another")
@@ -125,6 +125,7 @@ def destination(shipped: Shipped, to: Path) -> Path:
 
 def usage(shipped: Shipped, target: Path) -> str:
     """The command that trains with a copy."""
-    folder = target.parent.parent if shipped.group else target.parent
+    folder = target.parents[shipped.label.count("/")]
     chosen = f"{shipped.group}={target.stem}" if shipped.group else f"--config-name {target.stem}"
-    return f"cifargan train --config-dir {shlex.quote(str(folder))} {chosen}"
+    sweep = "-m " if shipped.group == LAUNCHER else ""
+    return f"cifargan train {sweep}--config-dir {shlex.quote(str(folder))} {chosen}"

@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import key_of
+from cifargan.cli.shipped import LAUNCHER
 from cifargan.errors import UserError, did_you_mean
 from cifargan.strangers import readable
+from cifargan.training.interruption import NOTICES
 from cifargan.training.lock import RunLock
 from cifargan.training.run_directory import RunDirectory
 
@@ -24,14 +26,25 @@ if TYPE_CHECKING:
     from cifargan.cli.sweep import Sweep
     from cifargan.cli.train import Outcome
 
-LAUNCHER = "hydra/launcher"
-EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "slurm": "submitit",
+    "ray": "ray",
+    "ray_gpu": "ray",
+}
 PLACES = ".devices"  # in the sweep's folder: one lock a CUDA device
 POLL = 1.0  # s
 
 
-def require_launcher(overrides: list[str], *, sweep: bool) -> None:
+def require_launcher(overrides: list[str], *, sweep: bool, own: bool = False) -> None:
     """Check that the launcher which the overrides ask for can be had.
+
+    Args:
+        overrides: the command line's.
+        sweep: whether there is one.
+        own: whether configs of one's own may hold a launcher of a name that is not known here.
 
     Raises:
         UserError: it is not installed, there is none of that name, or there is no sweep to launch.
@@ -42,7 +55,7 @@ def require_launcher(overrides: list[str], *, sweep: bool) -> None:
         name = override.partition("=")[2].strip("'\"")
         if not sweep:
             raise UserError(f"{override}: launches the jobs of a sweep, which takes -m")
-        if hint := did_you_mean(name, EXTRAS) if name not in EXTRAS else "":
+        if not own and (hint := did_you_mean(name, EXTRAS) if name not in EXTRAS else ""):
             raise UserError(f"{override}: no such launcher{hint}")
         extra = EXTRAS.get(name)
         if extra is not None and find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
@@ -80,6 +93,22 @@ def beside_others(sweep: "Sweep", directory: RunDirectory, config: DictConfig) -
             yield
         finally:
             done.set()
+
+
+def hand_back(number: int) -> None:
+    """Tell a launcher of a scheduler's notice that a job has heeded: submitit then has Slurm start the job once more.
+
+    Args:
+        number: of the signal. Any but a notice means this job alone, and ends it.
+
+    Raises:
+        SystemExit: the job will be started again.
+    """
+    handler = signal.getsignal(number)
+    if number in NOTICES and callable(handler):
+        # Whether the job has been started often enough is the launcher's to say, which does so by an error.
+        with contextlib.suppress(Exception):
+            handler(number, None)
 
 
 @contextlib.contextmanager

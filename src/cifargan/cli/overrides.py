@@ -12,7 +12,8 @@ from cifargan.errors import UserError, did_you_mean
 SWEEP = ("-m", "--multirun")
 CFG = ("-c", "--cfg")
 INFO = ("-i", "--info")
-WITH_VALUE = (*CFG, "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p")
+CONFIG_DIR = ("--config-dir", "-cd")
+WITH_VALUE = (*CFG, "--config-name", "-cn", *CONFIG_DIR, "--package", "-p")
 # Those of Hydra's flags that make sense here.
 FLAGS = (*SWEEP, *INFO, *WITH_VALUE, "--resolve", "--hydra-help")
 

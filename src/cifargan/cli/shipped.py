@@ -14,6 +14,7 @@ import yaml
 from cifargan.config import conf_dir
 from cifargan.errors import UserError, did_you_mean
 
+LAUNCHER = "hydra/launcher"
 GLOBAL = "# @package _global_"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -38,8 +39,13 @@ class Shipped(NamedTuple):
 
 
 def groups() -> list[str]:
-    """The names of the config groups."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    """The names of the config groups that decide what a run is."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def all_groups() -> list[str]:
+    """Those, and the group that decides where the jobs of a sweep run."""
+    return [*groups(), LAUNCHER]
 
 
 def options(group: str) -> list[str]:
@@ -54,10 +60,10 @@ def find(label: str) -> Shipped:
         UserError: there is none.
     """
     wanted = label.removesuffix(".yaml").replace("=", "/", 1)
-    known = ["train", *(f"{group}/{name}" for group in groups() for name in options(group))]
+    known = ["train", *(f"{group}/{name}" for group in all_groups() for name in options(group))]
     if wanted not in known:
         # Someone who leaves out the group, or spells it wrong, means the last part.
-        same = [one for one in known if one.partition("/")[2] == wanted.rpartition("/")[2]]
+        same = [one for one in known if one.rpartition("/")[2] == wanted.rpartition("/")[2]]
         hint = did_you_mean(wanted, known) if not same else f"; did you mean {' or '.join(same[:3])}?"
         raise UserError(f"{label}: no such config{hint or '; `cifargan ls` shows them all'}")
     group, _, name = wanted.rpartition("/")
@@ -84,7 +90,7 @@ def keys_of(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     group = path.parent.relative_to(conf_dir()).as_posix()
     is_global = group in (".", "experiment", "debug") or "@package _global_" in text
-    yield from _flat(yaml.load(text, Loader=_LOADER), "" if is_global else f"{group}.")  # noqa: S506 - it is a safe one
+    yield from _flat(yaml.load(text, Loader=_LOADER), "" if is_global else f"{group.replace('/', '.')}.")  # noqa: S506 - it is a safe one
 
 
 def _flat(node: Any, prefix: str) -> Iterator[str]:

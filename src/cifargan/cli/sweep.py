@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from cifargan.cli.launching import PLACES, beside_others, line_about
+from cifargan.cli.launching import PLACES, beside_others, hand_back, line_about
 from cifargan.cli.overrides import key_of
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_json
@@ -74,13 +74,19 @@ class Sweep:
             if not any(directory.iterdir()):
                 directory.rmdir()
             return
-        with beside_others(self, RunDirectory(directory), config) if self.apart else nullcontext():
+        run = RunDirectory(directory)
+        if config.resume is None and run.holds_a_run():
+            # The folder was this job's alone when the sweep gave it one: whoever launched it has done so before.
+            config.resume = str(directory)
+        with beside_others(self, run, config) if self.apart else nullcontext():
             outcome = self.train(config, self.command)
+        number = getattr(outcome.error, "signal", None)
         if self.apart:
             # All that is on the terminal of it.
             tell(line_about(outcome))
-        number = getattr(outcome.error, "signal", None)
-        if number is not None:
+            if number is not None:
+                hand_back(number)
+        elif number is not None:
             # One Ctrl-C ends a sweep, not one of its jobs.
             self.stop(number)
 

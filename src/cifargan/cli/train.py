@@ -23,7 +23,7 @@ from cifargan.build.trainer import build_trainer
 from cifargan.cli.errors import report
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher
-from cifargan.cli.overrides import SWEEP, key_of, reject_null_groups, split_flags
+from cifargan.cli.overrides import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.cli.preflight import preflight
 from cifargan.cli.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
 from cifargan.cli.resuming import keep_settings
@@ -93,7 +93,8 @@ def compose_and_train(arguments: list[str]) -> int:
     sweep = any(flag in SWEEP for flag in flags)
     reject_null_groups(overrides)
     overrides, go_on = split_sweep(overrides, sweep=sweep)
-    require_launcher(overrides, sweep=sweep or bool(flags))
+    own = any(flag in CONFIG_DIR for flag in flags)
+    require_launcher(overrides, sweep=sweep or bool(flags), own=own)
     overrides = agreed_overrides(overrides, sweep=sweep)
     command = ["cifargan train", *flags, *overrides]
     if sweep:

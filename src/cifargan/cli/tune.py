@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.build.check import check
 from cifargan.build.settings import GROUPS, Settings, plain
 from cifargan.cli.errors import explain, report
-from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
+from cifargan.cli.overrides import CONFIG_DIR, key_of, reject_null_groups, split_flags
 from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
 from cifargan.errors import UserError, did_you_mean
@@ -55,7 +55,6 @@ examples:
   cifargan tune experiment=biggan 'optimizer.generator.lr=interval(1e-5,1e-3)' n_trials=30
   cifargan tune model=dcgan 'regularizer=choice(none,lecam)' 'loss=choice(bce,hinge)' study=parts
 """
-CONFIG_DIR = ("--config-dir", "-cd")
 OWN = {"n_trials": "20", "storage": "", "study": "tune", "objective": "", "pruner": "median"}
 FINAL = "evaluator.final_samples"
 

@@ -5,14 +5,17 @@ agent as a program, for several machines, and `launch` is the same agent inside 
 """
 
 import logging
+import multiprocessing
 import os
 import platform
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from cifargan import agreement
 from cifargan.errors import UserError
-from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.interruption import STOPS, InterruptedRunError, end_at_next
 
 PATIENCE = timedelta(hours=1)  # that a process waits for others, which may be fetching data or weights
 
@@ -88,6 +91,7 @@ def launch(work: Callable[..., Any], *args: Any, processes: int, run: Path) -> A
     Raises:
         ProcessEndedError: one of the processes ended with an error, or was ended; the others have been, too.
         InterruptedRunError: a signal asked the run to stop, and all processes have.
+        KeyboardInterrupt: a second Ctrl-C asked to stop at once; the processes were killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -104,15 +108,19 @@ def launch(work: Callable[..., Any], *args: Any, processes: int, run: Path) -> A
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",  # of the others more is wanted than the agent does
     )
     # What the agent would say of a failure is said below.
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return elastic_launch(settings, work)(*args)[0]
+        with handing_on() as heard:
+            return elastic_launch(settings, work)(*args)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if heard:
+            raise InterruptedRunError(heard[0], _stopped(run)) from None
         if failure.exitcode > 128:
             raise InterruptedRunError(failure.exitcode - 128, _stopped(run)) from None
         how = (
@@ -124,6 +132,43 @@ def launch(work: Callable[..., Any], *args: Any, processes: int, run: Path) -> A
         ) from None
     except SignalException as error:
         raise InterruptedRunError(int(error.sigval), _stopped(run)) from None
+
+
+@contextmanager
+def handing_on() -> Iterator[list[int]]:
+    """While entered, a signal is handed on to the processes that this one has started, which save, and is waited for.
+
+    A second one of the same kind kills them, and ends this process as it would have without us.
+
+    Yields:
+        The signals so far.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    heard: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+        children = multiprocessing.active_children()
+        if number in heard:
+            for child in children:
+                child.kill()
+            end_at_next(number)
+            signal.raise_signal(number)
+        heard.append(number)
+        if not children:
+            # The agent is at its preparations, and knows how to end those.
+            raise SignalException("", signal.Signals(number))
+        for child in children:
+            if child.pid is not None and child.is_alive():
+                os.kill(child.pid, number)
+
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, note) for number in STOPS if main}
+    try:
+        yield heard
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stopped(run: Path) -> str:

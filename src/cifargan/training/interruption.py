@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop after the step in hand, with everything saved."""
+"""Ctrl-C, SIGTERM and a scheduler's notice: stop after the step in hand, with everything saved."""
 
 import signal
 import threading
@@ -6,6 +6,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from cifargan import parallel
+
+# What a scheduler is told to send before a job's time is up (Slurm's --signal); submitit asks for SIGUSR2. Not on Windows.
+NOTICES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+STOPS = (signal.SIGINT, signal.SIGTERM, *NOTICES)
 
 
 class InterruptedRunError(Exception):
@@ -25,7 +29,7 @@ class InterruptedRunError(Exception):
 
 
 class Interruption:
-    """While entered, turns SIGINT and SIGTERM into a request that the loop reads between steps.
+    """While entered, turns each of `STOPS` into a request that the loop reads between steps.
 
     The second request of the same kind is not caught: it stops the process at once. One process of several hears of
     each request twice, from the terminal and from whoever started it, so there the second counts as the first.
@@ -37,7 +41,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -50,4 +54,9 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self.requested = number
         if parallel.processes() == 1:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            end_at_next(number)
+
+
+def end_at_next(number: int) -> None:
+    """Have the next signal of this kind end the process at once: Ctrl-C as Python does, others as the system does."""
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
