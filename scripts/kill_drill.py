@@ -107,6 +107,8 @@ def main() -> int:
             again = (killed / "provenance.json").exists()
             life = Life(killed, [f"resume={killed}"] if again else [*fresh, f"hydra.run.dir={killed}"])
             if not life.reach(moment):
+                # It has ended by itself, which is wrong: there were steps left.
+                life.finish()
                 break
             time.sleep(chance.uniform(0, 0.2))
             life.kill()

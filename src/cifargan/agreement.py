@@ -5,7 +5,8 @@ waits for a message that another has no reason to send. With one process, all he
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -111,6 +112,16 @@ def is_told(error: BaseException) -> bool:
 def note_as_known_to_all(error: Exception) -> None:
     """Say of an error that every process has come to it by itself: the first one tells."""
     _known_to_all(error, told=not leads())
+
+
+@contextmanager
+def met_by_all() -> Iterator[None]:
+    """While entered, all processes read the same, and so meet with the same errors: the first one tells."""
+    try:
+        yield
+    except Exception as error:
+        note_as_known_to_all(error)
+        raise
 
 
 def _known_to_all(error: Exception, *, told: bool) -> Exception:

@@ -220,6 +220,23 @@ def test_what_several_processes_cannot_do(
 
 
 @pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("loss=hing", "loss=hing: no such loss; did you mean hinge?"),  # which Hydra finds
+        ("trainer.stesp=3", "trainer.stesp: "),
+        ("--cgf", "--cgf: no such option"),
+        ("hydra/launcher=joblib", "launches the jobs of a sweep"),
+    ],
+)
+def test_a_typo_is_told_once(
+    in_processes: InProcesses, invoke: Command, settings: tuple[str, ...], tmp_path: Path, word: str, message: str
+) -> None:
+    first, second = in_processes(2, trained, invoke, tmp_path, (*settings, word))
+    assert (first.code, second) == (2, (2, ""))
+    assert message in first.stderr
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("trainer.devices=0", "trainer.devices=0: must be at least 1"),

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.agreement import leads, on_first, together
+from cifargan.agreement import leads, met_by_all, on_first, together
 from cifargan.build.check import check
 from cifargan.build.settings import plain
 from cifargan.build.trainer import build_trainer
@@ -89,22 +89,19 @@ def run(arguments: list[str]) -> int:
 
 def compose_and_train(arguments: list[str]) -> int:
     """As `run`, where all processes of a run have found each other."""
-    flags, overrides = split_flags(arguments)
-    sweep = any(flag in SWEEP for flag in flags)
-    reject_null_groups(overrides)
-    overrides, go_on = split_sweep(overrides, sweep=sweep)
-    own = any(flag in CONFIG_DIR for flag in flags)
-    require_launcher(overrides, sweep=sweep or bool(flags), own=own)
-    overrides = agreed_overrides(overrides, sweep=sweep)
-    command = ["cifargan train", *flags, *overrides]
-    if sweep:
-        return run_sweep(Sweep(job, command, resume=go_on))
     outcomes: list[Outcome] = []
-
-    def task(config: DictConfig) -> None:
-        outcomes.append(job(config, command))
-
-    with_hydra(task, command)
+    with met_by_all():
+        flags, overrides = split_flags(arguments)
+        sweep = any(flag in SWEEP for flag in flags)
+        reject_null_groups(overrides)
+        overrides, go_on = split_sweep(overrides, sweep=sweep)
+        own = any(flag in CONFIG_DIR for flag in flags)
+        require_launcher(overrides, sweep=sweep or bool(flags), own=own)
+        overrides = agreed_overrides(overrides, sweep=sweep)
+        command = ["cifargan train", *flags, *overrides]
+        if sweep:
+            return run_sweep(Sweep(job, command, resume=go_on))
+        with_hydra(lambda config: outcomes.append(job(config, command)), command)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
