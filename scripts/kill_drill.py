@@ -1,6 +1,6 @@
 """Kills a short training as a machine does that is taken away, and compares its end with that of one left in peace.
 
-    OMP_NUM_THREADS=1 python scripts/kill_drill.py [--kills 10] [--seed 0] [SETTING=VALUE ...]
+    OMP_NUM_THREADS=1 python scripts/kill_drill.py [--kills 10] [--steps 400] [--seed 0] [SETTING=VALUE ...]
 
 What `fault_drill.py` forks is here begun anew by `cifargan train`, so it takes any settings: trainer.compile=default, which
 no forked process can do, or trainer.devices=2, of which all processes are killed at once. A life takes as long as Python
@@ -22,8 +22,7 @@ from torch import Tensor
 
 from cifargan.training.checkpoint import CheckpointStore, load
 
-STEPS = 400
-OWN = [f"trainer.steps={STEPS}", "trainer.log_every=5", "trainer.checkpoint_every=20", "trainer.sample_every=200"]
+OWN = ["trainer.log_every=5", "trainer.checkpoint_every=20", "trainer.sample_every=200"]
 LIMIT = 600.0  # seconds that one life may take
 
 
@@ -91,6 +90,7 @@ def main() -> int:
     """Run it; 1 if the killed run ended otherwise than the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=10, help="how often to kill -9 (default: 10)")
+    parser.add_argument("--steps", type=int, default=400, help="how long the training is (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE", help="as of cifargan train")
     options = parser.parse_args()
@@ -98,10 +98,10 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cifargan_kills_") as folder:
         straight, killed = Path(folder, "straight"), Path(folder, "killed")
-        fresh = [*SETTINGS, *OWN, *options.settings]
+        fresh = [*SETTINGS, *OWN, f"trainer.steps={options.steps}", *options.settings]
         Life(straight, [*fresh, f"hydra.run.dir={straight}"]).finish()
         # Spread over the run, so that there is something left to do after the last.
-        moments = sorted(chance.sample(range(1, STEPS), options.kills))
+        moments = sorted(chance.sample(range(1, options.steps), options.kills))
         kills, lost = 0, []
         for moment in moments:
             again = (killed / "provenance.json").exists()

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -314,6 +316,48 @@ def test_a_signal_stops_after_the_step_in_hand(
     assert steps(run)[-1] == step
     assert command("train", "resume=run", f"trainer.steps={step + 1}").returncode == 0
     assert steps(run) == list(range(1, step + 2))
+
+
+# Takes its stdin for the terminal that it lives and dies with, and becomes another program.
+IN_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals elsewhere are other ones")
+def test_a_lost_terminal_costs_nothing(quick: tuple[str, ...], tmp_path: Path) -> None:
+    endless = [*quick, "trainer.steps=1000000", "trainer.checkpoint_every=1000000", "trainer.sample_every=1000000"]
+    train = [sys.executable, "-m", "cifargan", "train", *endless, "hydra.run.dir=run"]
+    run = RunDirectory(tmp_path / "run")
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *train],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    os.close(theirs)
+    try:
+        ended = time.monotonic() + 120
+        while not run.metrics.exists() or not run.metrics.read_bytes().count(b"\n"):
+            assert time.monotonic() < ended, "no step"
+            time.sleep(0.05)
+        os.close(ours)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    status = run.status()
+    (checkpoint,) = (run.path / "checkpoints").iterdir()
+    assert (status["status"], status["step"]) == ("interrupted", load(checkpoint)["step"])
+    assert steps(run.path)[-1] == status["step"]
+    assert "checkpoint written; go on with" in (run.path / "train.log").read_text()
 
 
 def test_the_log_begins_when_there_is_a_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Small games: built part by part, or from the shipped configuration."""
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from cifargan.objectives.regularizers import NoRegularizer
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game
+from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
@@ -57,6 +59,14 @@ def restore_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.backends.cudnn.benchmark = benchmark
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def hear_hangups() -> Iterator[None]:
+    """Have the signals of a lost terminal do what they do by default: whoever runs the tests may have them ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HANGUPS}
+    yield
+    put_back(before)
 
 
 @pytest.fixture

@@ -50,7 +50,10 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Child]]:
         child.communicate()
 
 
-pytestmark = pytest.mark.skipif(not NOTICES, reason="no such signals here")
+pytestmark = [
+    pytest.mark.skipif(not NOTICES, reason="no such signals here"),
+    pytest.mark.usefixtures("hear_hangups"),
+]
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -73,6 +76,14 @@ def test_a_second_ctrl_c_kills_them_and_ends_this_process(children: list[Child])
             signal.raise_signal(signal.SIGINT)
     assert [child.wait() for child in children] == [-signal.SIGKILL] * 2
     assert heard == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_a_hangup_is_no_more_for_being_told_twice(children: list[Child]) -> None:
+    with handing_on() as heard:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+            assert [child.says() for child in children] == [str(int(signal.SIGHUP))] * 2
+    assert heard == [signal.SIGHUP] * 2
 
 
 def test_one_that_has_ended_is_passed_over(children: list[Child]) -> None:

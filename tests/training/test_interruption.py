@@ -5,12 +5,15 @@ import threading
 
 import pytest
 
-from cifargan.training.interruption import InterruptedRunError, Interruption
-
-ALL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+from cifargan.training.interruption import HANGUPS, STOPS, InterruptedRunError, Interruption
 
 
-@pytest.mark.parametrize("number", ALL)
+@pytest.fixture(autouse=True)
+def hangups_heard(hear_hangups: None) -> None:
+    """Whoever runs the tests may have them ignored."""
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_is_noted_and_raises_nothing(number: signal.Signals) -> None:
     with Interruption() as interruption:
         assert interruption.requested is None
@@ -19,16 +22,16 @@ def test_a_signal_is_noted_and_raises_nothing(number: signal.Signals) -> None:
 
 
 def test_handlers_are_put_back_also_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in ALL]
+    before = [signal.getsignal(number) for number in STOPS]
 
     def fail() -> None:
-        assert [signal.getsignal(number) for number in ALL] != before
+        assert [signal.getsignal(number) for number in STOPS] != before
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"), Interruption():
         fail()
-    assert [signal.getsignal(number) for number in ALL] == before
+    assert [signal.getsignal(number) for number in STOPS] == before
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
@@ -41,20 +44,33 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
-@pytest.mark.parametrize("number", ALL[1:])
+@pytest.mark.parametrize("number", [one for one in STOPS if one != signal.SIGINT and one not in HANGUPS])
 def test_a_second_of_the_others_is_left_to_the_system(number: signal.Signals) -> None:
     with Interruption():
         signal.raise_signal(number)
         assert signal.getsignal(number) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("number", HANGUPS)
+def test_a_hangup_may_be_told_twice_and_under_nohup_not_at_all(number: signal.Signals) -> None:
+    with Interruption() as interruption:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert interruption.requested == number
+    signal.signal(number, signal.SIG_IGN)
+    with Interruption() as interruption:
+        signal.raise_signal(number)
+        assert interruption.requested is None
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
 def test_outside_the_main_thread_nothing_is_caught() -> None:
-    before = [signal.getsignal(number) for number in ALL]
+    before = [signal.getsignal(number) for number in STOPS]
     seen = []
 
     def work() -> None:
         with Interruption():
-            seen.append([signal.getsignal(number) for number in ALL])
+            seen.append([signal.getsignal(number) for number in STOPS])
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import platform
 import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from cifargan import agreement
 from cifargan.errors import UserError
-from cifargan.training.interruption import STOPS, InterruptedRunError, end_at_next
+from cifargan.training.interruption import HANGUPS, InterruptedRunError, caught_by, end_at_next, put_back
 
 PATIENCE = timedelta(hours=1)  # that a process waits for others, which may be fetching data or weights
 
@@ -108,7 +107,7 @@ def launch(work: Callable[..., Any], *args: Any, processes: int, run: Path) -> A
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",  # of the others more is wanted than the agent does
+        signals_to_handle="SIGQUIT",  # of the others more is wanted than the agent does
     )
     # What the agent would say of a failure is said below.
     for name in logging.root.manager.loggerDict:
@@ -149,7 +148,7 @@ def handing_on() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         children = multiprocessing.active_children()
-        if number in heard:
+        if number in heard and number not in HANGUPS:
             for child in children:
                 child.kill()
             end_at_next(number)
@@ -162,13 +161,11 @@ def handing_on() -> Iterator[list[int]]:
             if child.pid is not None and child.is_alive():
                 os.kill(child.pid, number)
 
-    main = threading.current_thread() is threading.main_thread()
-    previous = {number: signal.signal(number, note) for number in STOPS if main}
+    previous = caught_by(note)
     try:
         yield heard
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        put_back(previous)
 
 
 def _stopped(run: Path) -> str:

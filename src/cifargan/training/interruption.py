@@ -1,15 +1,22 @@
-"""Ctrl-C, SIGTERM and a scheduler's notice: stop after the step in hand, with everything saved."""
+"""Ctrl-C, SIGTERM, a lost terminal, a scheduler's notice: stop after the step in hand, with everything saved."""
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from cifargan import parallel
 
-# What a scheduler is told to send before a job's time is up (Slurm's --signal); submitit asks for SIGUSR2. Not on Windows.
+# Windows has none of these. A scheduler is told to send a notice before a job's time is up (Slurm's --signal; submitit asks
+# for SIGUSR2). A terminal that is closed, or a connection that is lost, is a hangup.
 NOTICES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-STOPS = (signal.SIGINT, signal.SIGTERM, *NOTICES)
+HANGUPS = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
+STOPS = (signal.SIGINT, signal.SIGTERM, *HANGUPS, *NOTICES)
+
+
+Handler = Callable[[int, FrameType | None], object]
+Handlers = dict[int, Any]  # of each signal, what it did before
 
 
 class InterruptedRunError(Exception):
@@ -32,29 +39,45 @@ class Interruption:
     """While entered, turns each of `STOPS` into a request that the loop reads between steps.
 
     The second request of the same kind is not caught: it stops the process at once. One process of several hears of
-    each request twice, from the terminal and from whoever started it, so there the second counts as the first.
+    each request twice, from the terminal and from whoever started it, so there the second counts as the first; and so
+    it does of a hangup, which the system and the shell both tell of.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: Handlers = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOPS:
-                self._previous[number] = signal.signal(number, self._note)
+        self._previous = caught_by(self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        put_back(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self.requested = number
-        if parallel.processes() == 1:
+        if parallel.processes() == 1 and number not in HANGUPS:
             end_at_next(number)
+
+
+def caught_by(handler: Handler) -> Handlers:
+    """Have each of `STOPS` call `handler`, but for a hangup that is to be ignored, as under `nohup`.
+
+    Returns:
+        What they did before; nothing outside of the main thread, where no signals arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    ignored = {number for number in HANGUPS if signal.getsignal(number) == signal.SIG_IGN}
+    return {number: signal.signal(number, handler) for number in STOPS if number not in ignored}
+
+
+def put_back(handlers: Handlers) -> None:
+    """Undo `caught_by`."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def end_at_next(number: int) -> None:
