@@ -15,13 +15,14 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifargan.cli.sweep import Job, combinations, identity, jobs_in, split_sweep
-from cifargan.cli.sweep_summary import over_seeds, reason_of
+from cifargan.cli.sweep import Job, Sweep, combinations, identity, jobs_in, split_sweep
+from cifargan.cli.sweep_summary import over_seeds, reason_of, summarise
 from cifargan.errors import UserError
 from cifargan.reporting.scores import Score
 from cifargan.reporting.summary import RunSummary
 from cifargan.training.checkpoint import load
 from cifargan.training.game import Game
+from cifargan.training.run_directory import RunDirectory
 
 Command = Callable[..., CompletedProcess[str]]
 Play = Callable[[Game], dict[str, torch.Tensor]]
@@ -73,6 +74,24 @@ def test_sweep_is_no_setting_of_hydras() -> None:
     assert split_sweep(["a=1", "sweep=resume", "b=2"], sweep=True) == (["a=1", "b=2"], True)
     assert split_sweep(["a=1", "sweep=null"], sweep=True) == (["a=1"], False)
     assert split_sweep(["a=1"], sweep=False) == (["a=1"], False)
+
+
+def test_a_job_that_was_stopped_by_itself_leaves_its_sweep_undone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(tmp_path / str(number), (f"seed={number}",)) for number in range(2)]
+    runs = [RunDirectory(job.directory) for job in jobs]
+    for run in runs:
+        run.path.mkdir()
+        run.write_json("provenance.json", {"sessions": []})
+    runs[0].set_status("finished", step=1)
+    runs[1].set_status("interrupted", step=1)
+    sweep = Sweep(lambda *_: pytest.fail("it only sums up"), ["cifargan train", "-m"], False, tmp_path, jobs)
+    assert summarise(sweep) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == f"1 of 2 jobs finished, in {tmp_path}"
+    assert statuses(tmp_path) == ["finished", "interrupted"]
+    runs[1].set_status("finished", step=1)
+    assert summarise(sweep) == 0
 
 
 @pytest.mark.slow

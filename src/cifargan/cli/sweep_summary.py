@@ -22,7 +22,7 @@ DONE, FAILED = ("finished",), ("failed", "diverged", "missing")
 
 
 def summarise(sweep: Sweep) -> int:
-    """Print how the jobs of a sweep stand and write it to its `summary.json`; 2 if any failed, 128 + n if stopped."""
+    """Print how the jobs of a sweep stand and write it to its `summary.json`; 2 if any is not done, 128 + n if stopped."""
     runs = [(job, summary_of(job.directory)) for job in sweep.jobs]
     states = [status_of(job, run) for job, run in runs]
     common = _common([job.overrides for job in sweep.jobs])
@@ -47,14 +47,14 @@ def summarise(sweep: Sweep) -> int:
         print("\nmean ± standard deviation over the seeds")
         print("\n".join(aligned(_mean_rows(settings, common))))
     write_json(sweep.directory / FILE, {"jobs": entries, "settings": settings})
-    done, failed = (sum(status in kind for status in states) for kind in (DONE, FAILED))
+    done = sum(status in DONE for status in states)
     if done < len(states):
         print(f"go on with: cifargan train {shlex.join([*_again(sweep), 'sweep=resume'])}")
     print(f"{done} of {len(states)} jobs finished, in {sweep.directory}")
     number = sweep.stop_signal
     if number is not None:
         return 128 + number
-    return 2 if failed else 0
+    return 2 if done < len(states) else 0
 
 
 def _again(sweep: Sweep) -> list[str]:
