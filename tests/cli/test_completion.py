@@ -30,6 +30,10 @@ def test_commands_groups_choices_keys() -> None:
     assert complete(["train", "model="]) == [f"model={name}" for name in options("model")]
     assert complete(["train", "-m", "loss=hinge,b"]) == ["loss=hinge,bce"]
     assert "loss=bce,bce" not in complete(["train", "-m", "loss=bce,"])
+    assert complete(["train", "-m", "hydra/launcher=s"]) == [
+        f"hydra/launcher={name}" for name in ("slurm", "submitit_local", "submitit_slurm")
+    ]
+    assert "hydra.launcher.timeout_min=" in complete(["train", "-m", "hydra/launcher=slurm", "hydra.launcher."])
     assert complete(["train", "trainer.ema.d"]) == ["trainer.ema.decay="]
     assert complete(["train", "see"]) == ["seed="]
     assert complete(["train", "precision=b"]) == ["precision=bf16"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifargan.cli import COMMANDS, SHARED
-from cifargan.cli.shipped import LAUNCHER, all_groups, find, groups, keys_of, known_keys, options
+from cifargan.cli.shipped import all_groups, choices, find, groups, keys_of, known_keys, options
 from cifargan.errors import UserError, did_you_mean
 
 BASH = """# cifargan: eval "$(cifargan completion bash)", for good in ~/.bashrc
@@ -73,7 +73,6 @@ VALUES = {
     "precision": ("auto", "bf16", "fp16", "fp32"),
     "resume": ("latest",),
     "sweep": ("resume",),
-    LAUNCHER: ("basic", "joblib", "ray", "submitit_local", "submitit_slurm"),
     "--cfg": ("job", "hydra", "all"),
 }
 
@@ -149,9 +148,9 @@ def overrides(before: list[str], current: str, *, data_only: bool = False) -> li
     key, equals, value = current.partition("=")
     if equals:
         stem, comma, last = value.rpartition(",")
-        choices = [*(options(key) if key in all_groups() else []), *VALUES.get(key, ())]
+        found = choices(key) if key in all_groups() else list(VALUES.get(key, ()))
         taken = stem.split(",")
-        return [f"{key}={stem}{comma}{one}" for one in _starting(choices, last) if not comma or one not in taken]
+        return [f"{key}={stem}{comma}{one}" for one in _starting(found, last) if not comma or one not in taken]
     prefix = key[: key.rfind(".") + 1]
     keys = sorted(set(_keys(before)))
     holders = {one.rpartition(".")[0] for one in keys if "." in one}

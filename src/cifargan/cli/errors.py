@@ -8,6 +8,7 @@ import traceback as tracebacks
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from cifargan.cli.shipped import choices
 from cifargan.cli.shipped import groups as groups
 from cifargan.cli.shipped import known_keys as _known_keys
 from cifargan.cli.shipped import options as options
@@ -99,8 +100,8 @@ def _explain_composition(error: Exception) -> str:
 
 def _no_such_option(path: str) -> str:
     group, _, name = path.rpartition("/")
-    choices = options(group)
-    hint = did_you_mean(name, choices) or f"; choose from {', '.join(choices) or 'none, there are none yet'}"
+    known = choices(group)
+    hint = did_you_mean(name, known) or f"; choose from {', '.join(known) or 'none, there are none yet'}"
     return f"{group}={name}: no such {group or 'config'}{hint}"
 
 

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import HydraException
 
-from cifargan.cli.errors import groups, options
+from cifargan.cli.shipped import choices, groups
 from cifargan.errors import UserError, did_you_mean
 
 SWEEP = ("-m", "--multirun")
@@ -62,7 +62,7 @@ def reject_null_groups(overrides: list[str]) -> None:
         # group={key:value} sets values within it, and chooses nothing.
         names = (str, dict) if override.partition("=")[0] in groups() else str
         if chooses and not all(isinstance(choice, names) for choice in _choices(override)):
-            raise UserError(f"{override}: leave it out, or choose from {', '.join(options(group)) or 'its names'}")
+            raise UserError(f"{override}: leave it out, or choose from {', '.join(choices(group)) or 'its names'}")
 
 
 def _choices(override: str) -> list[Any]:

@@ -15,6 +15,7 @@ from cifargan.config import conf_dir
 from cifargan.errors import UserError, did_you_mean
 
 LAUNCHER = "hydra/launcher"
+LAUNCHERS = ("basic", "joblib", "ray", "submitit_local", "submitit_slurm")  # of Hydra and its plugins
 GLOBAL = "# @package _global_"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -51,6 +52,11 @@ def all_groups() -> list[str]:
 def options(group: str) -> list[str]:
     """The choices of a config group."""
     return sorted(path.stem for path in (conf_dir() / group).glob("[!_]*.yaml"))
+
+
+def choices(group: str) -> list[str]:
+    """What a group can be set to: the shipped configs, and launchers from elsewhere."""
+    return sorted([*options(group), *(LAUNCHERS if group == LAUNCHER else ())])
 
 
 def find(label: str) -> Shipped:
