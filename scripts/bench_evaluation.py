@@ -31,12 +31,12 @@ from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from cifargan.build.parts import build_generator
 from cifargan.build.settings import plain
-from cifargan.config import conf_dir
+from cifargan.evaluation.feature_stats import in_batches, measure
 from cifargan.evaluation.features import full_precision
 from cifargan.evaluation.inception import Inception
-from cifargan.evaluation.measure import in_batches, measure
 from cifargan.evaluation.metrics import frechet_distance, gaussian, kernel_distance
 from cifargan.sampling import Sampler
+from cifargan.schema import conf_dir
 from cifargan.training.rng import be_deterministic
 
 PARTS = ("features", "frechet", "end_to_end")

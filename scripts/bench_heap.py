@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cifargan.benchmark.presets import compose, narrowed, random_images
+from cifargan.bench.presets import compose, narrowed, random_images
 from cifargan.build.game import build_game
-from cifargan.evaluation.lite0 import EfficientNetLite0
-from cifargan.heap import keep_freed_memory
+from cifargan.evaluation.efficientnet import EfficientNetLite0
+from cifargan.malloc import keep_freed_memory
 from cifargan.training.speed import Switches
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
-from cifargan.reporting.reading import config_of, log_points, number, setting, whole
+from cifargan.report.reading import config_of, log_points, number, setting, whole
 from cifargan.training.run_directory import RunDirectory
 
 SHARE = "accuracy of D"  # between 0 and 1 in every picture

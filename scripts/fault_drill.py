@@ -39,14 +39,14 @@ from cifargan.build.settings import plain
 from cifargan.cli.errors import report
 from cifargan.cli.run_log import RunLog
 from cifargan.cli.train import claim_and_train
-from cifargan.config import conf_dir
 from cifargan.data.stream import ImageStream
 from cifargan.evaluation.evaluator import NoEvaluator, Stop, never
-from cifargan.evaluation.measure import StoppedError
+from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import Record
 from cifargan.files import write_atomically
 from cifargan.objectives.regularizers import LeCam
 from cifargan.sampling import Sampler
+from cifargan.schema import conf_dir
 from cifargan.training import checkpoint, run_directory
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.ema import WeightAverage

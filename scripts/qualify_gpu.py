@@ -333,7 +333,7 @@ class EndedError(Exception):
 
 def narrow(recipe: str) -> list[str]:
     """The overrides that make a recipe's networks narrow."""
-    from cifargan.benchmark.presets import compose, narrowed
+    from cifargan.bench.presets import compose, narrowed
 
     config = compose(recipe)
     small = narrowed(config, SMALL_WIDTH)

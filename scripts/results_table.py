@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifargan.config import conf_dir
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import read_file
 from cifargan.files import write_atomically, write_json
-from cifargan.reporting.footnotes import Footnotes
-from cifargan.reporting.reading import log_points, number, whole
-from cifargan.reporting.scores import Score, headline, is_distance, record_from, score_of
-from cifargan.reporting.summary import summary_of
+from cifargan.report.footnotes import Footnotes
+from cifargan.report.reading import log_points, number, whole
+from cifargan.report.scores import Score, headline, is_distance, record_from, score_of
+from cifargan.report.summary import summary_of
+from cifargan.schema import conf_dir
 from cifargan.training.run_directory import RunDirectory
 
 PROJECT = Path(__file__).resolve().parents[1]

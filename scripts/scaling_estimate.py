@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifargan.benchmark.presets import compose
+from cifargan.bench.presets import compose
 from cifargan.build.parts import build_discriminator, build_generator
 from cifargan.models.batch_norm import BatchNorm2d
 

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from cifargan.build.check import check
 from cifargan.build.settings import plain
 from cifargan.build.trainer import build_trainer
-from cifargan.config import conf_dir
 from cifargan.files import write_json
+from cifargan.schema import conf_dir
 from cifargan.training.run_directory import RunDirectory
 
 

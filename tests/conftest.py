@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build.settings import plain
 from cifargan.cli import main
-from cifargan.config import conf_dir
+from cifargan.schema import conf_dir
 
 PATIENCE = 120.0  # s that processes may take before they count as hanging
 

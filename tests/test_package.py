@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cifargan
-from cifargan.config import conf_dir
+from cifargan.schema import conf_dir
 
 PROJECT = Path(cifargan.__file__).parents[2]
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cifargan.build.check import check
 from cifargan.build.settings import plain
-from cifargan.config import conf_dir
+from cifargan.schema import conf_dir
 
 
 def test_time_spent_and_work_done_outlive_a_call(

@@ -20,7 +20,7 @@ from cifargan.images import to_uint8
 from cifargan.latents import latents
 from cifargan.models.interface import Generator
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.standing import standing_statistics_
+from cifargan.standing_stats import standing_statistics_
 
 CLASSES = ("airplane", "cat", "dog")
 MODES: list[BatchNormMode] = ["standing", "running", "batch"]

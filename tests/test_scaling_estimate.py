@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 from torch import nn
 
-from cifargan.benchmark.presets import compose
+from cifargan.bench.presets import compose
 from cifargan.build.parts import build_discriminator, build_generator
 
 

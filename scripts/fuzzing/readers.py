@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-from cifargan.cli.resuming import overrides_of
+from cifargan.cli.resume import overrides_of
 from cifargan.data.folder import Folder
 from cifargan.data.loose import load_images
 from cifargan.evaluation.features import FeatureExtractor

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifargan.errors import UserError
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 
 def require_no_pipes(folder: Path) -> None:

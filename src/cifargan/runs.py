@@ -11,19 +11,19 @@ from torch import nn
 
 from cifargan.build.device import select_device
 from cifargan.build.parts import build_discriminator, build_generator
-from cifargan.build.registries import HEADS
-from cifargan.config import lookup, section
 from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.models.spectral import remove_spectral_norm_
+from cifargan.registry import HEADS
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.strangers import readable, refusing
+from cifargan.schema import lookup, section
 from cifargan.training.checkpoint import CheckpointStore, Description, State, describe, load
 from cifargan.training.generator_file import is_generator_file, read_generator_file
 from cifargan.training.restoring import load_network, require_fits
 from cifargan.training.run_directory import RunDirectory, all_runs, find_run
 from cifargan.training.speed import Switches, remembered
+from cifargan.untrusted import readable, refusing
 
 __all__ = [
     "LoadedGenerator",

@@ -19,7 +19,7 @@ from cifargan.errors import UserError, did_you_mean
 from cifargan.images import to_uint8
 from cifargan.latents import latents, slerp
 from cifargan.models.interface import Generator
-from cifargan.standing import MIXED_BATCH, standing_statistics_
+from cifargan.standing_stats import MIXED_BATCH, standing_statistics_
 
 BatchNormMode = Literal["standing", "running", "batch"]
 Classes = Sequence[str | int] | str | int | None  # names or numbers, one or many; None for all

@@ -8,9 +8,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.registries import SOURCES, construct
 from cifargan.build.trainer import build_trainer
 from cifargan.data.sources import ImageSet
+from cifargan.registry import SOURCES, construct
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Trainer
 

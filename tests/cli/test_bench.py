@@ -7,10 +7,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cifargan.benchmark.gate import Check
-from cifargan.benchmark.memory import Fit, Memory
-from cifargan.benchmark.presets import compose
-from cifargan.benchmark.run import IMAGES
+from cifargan.bench.gate import Check
+from cifargan.bench.memory import Fit, Memory
+from cifargan.bench.presets import compose
+from cifargan.bench.run import IMAGES
 from cifargan.cli.bench import memory_lines, parser, scaled
 
 Command = Callable[..., CompletedProcess[str]]
@@ -19,13 +19,13 @@ Command = Callable[..., CompletedProcess[str]]
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that opens at once; it has tests of its own."""
-    monkeypatch.setattr("cifargan.benchmark.run.gate", lambda config: [Check(name="images", error=1e-15, limit=1e-10)])
+    monkeypatch.setattr("cifargan.bench.run.gate", lambda config: [Check(name="images", error=1e-15, limit=1e-10)])
 
 
 @pytest.mark.slow
 def test_a_whole_benchmark(command: Command, open_gate: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(IMAGES, "cpu", 32)
-    monkeypatch.setattr("cifargan.benchmark.run.BLOCK_SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr("cifargan.bench.run.BLOCK_SECONDS", {"cpu": 0.0})
     ran = command("bench", "cdcgan_concat", "--device", "cpu", "--width", "8", "--batch-size", "2", "--rounds", "2")
     assert ran.returncode == 0, ran.stderr
     (file,) = (tmp_path / "outputs" / "bench").glob("cdcgan_concat_cpu_*.json")
@@ -69,7 +69,7 @@ def test_the_gate_alone(command: Command, tmp_path: Path) -> None:
 
 def test_a_shut_gate_shows_no_timings(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [Check(name="images", error=1.0, limit=1e-10), Check(name="logits", error=0.0, limit=1e-10)]
-    monkeypatch.setattr("cifargan.benchmark.run.gate", lambda config: checks)
+    monkeypatch.setattr("cifargan.bench.run.gate", lambda config: checks)
     ran = command("bench", "dcgan", "--device", "cpu")
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (

@@ -16,8 +16,8 @@ import pytest
 
 from cifargan.cli import COMMANDS
 from cifargan.cli.completion import SCRIPTS, Source, complete
-from cifargan.cli.shipped import groups, keys_of, options
-from cifargan.config import conf_dir
+from cifargan.cli.config_files import groups, keys_of, options
+from cifargan.schema import conf_dir
 
 Command = Callable[..., CompletedProcess[str]]
 PATIENCE = 60.0  # s that a shell may take before it counts as hanging

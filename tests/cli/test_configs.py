@@ -6,8 +6,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cifargan.cli.shipped import first_comment, groups, options
-from cifargan.config import conf_dir
+from cifargan.cli.config_files import first_comment, groups, options
+from cifargan.schema import conf_dir
 
 Command = Callable[..., CompletedProcess[str]]
 

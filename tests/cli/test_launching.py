@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.cli import launching
 from cifargan.cli import sweep as sweep_module
+from cifargan.cli.config_files import LAUNCHER, options
 from cifargan.cli.launching import beside_others, cuda_place, hand_back, line_about, require_launcher
-from cifargan.cli.shipped import LAUNCHER, options
 from cifargan.cli.sweep import Sweep
 from cifargan.cli.train import Outcome, job
-from cifargan.config import conf_dir
 from cifargan.errors import UserError
+from cifargan.schema import conf_dir
 from cifargan.training.interruption import NOTICES, InterruptedRunError
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Result

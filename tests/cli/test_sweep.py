@@ -18,8 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from cifargan.cli.sweep import Job, Sweep, combinations, identity, jobs_in, split_sweep
 from cifargan.cli.sweep_summary import over_seeds, reason_of, summarise
 from cifargan.errors import UserError
-from cifargan.reporting.scores import Score
-from cifargan.reporting.summary import RunSummary
+from cifargan.report.scores import Score
+from cifargan.report.summary import RunSummary
 from cifargan.training.checkpoint import load
 from cifargan.training.game import Game
 from cifargan.training.run_directory import RunDirectory

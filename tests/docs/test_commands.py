@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from torch.distributed.run import get_args_parser
 
-from cifargan.build import registries
+from cifargan import registry
 from cifargan.training.trainer import Result
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +152,7 @@ def own_file(desk: Desk, words: list[str]) -> None:
     for name, content in desk.files.items():
         (desk.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (desk.folder / name).write_text(content, encoding="utf-8")
-    with patch.dict(registries.GENERATORS), patch.dict(registries.LOSSES), patch.dict(registries.SOURCES):
+    with patch.dict(registry.GENERATORS), patch.dict(registry.LOSSES), patch.dict(registry.SOURCES):
         runpy.run_path(str(desk.folder / words[1]))
         how_to_run(["cifargan", *words[2:]])(desk, ["cifargan", *words[2:]])
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from cifargan.build import registries
+from cifargan import registry
 
 ROOT = Path(__file__).parents[2]
 Invoke = Callable[..., CompletedProcess[str]]
@@ -49,7 +49,7 @@ def desk(shown: dict[str, str], world: Path, invoke: Invoke) -> Iterator[Path]:
     drawn = invoke(world, "sample", "RUN", "--per-class", "2", "--format", "npz", "--out", "arrays", "--device", "cpu")
     assert drawn.returncode == 0, drawn.stderr
     (world / "arrays" / "samples.npz").rename(world / "arrays" / "train.npz")
-    with patch.dict(registries.GENERATORS), patch.dict(registries.LOSSES), patch.dict(registries.SOURCES):
+    with patch.dict(registry.GENERATORS), patch.dict(registry.LOSSES), patch.dict(registry.SOURCES):
         yield world
 
 
@@ -81,7 +81,7 @@ def test_a_file_beside_ones_own_configs_trains_and_samples(part: str, desk: Path
 
 @pytest.mark.slow
 def test_a_run_with_ones_own_model_needs_its_file(desk: Path, invoke: Invoke) -> None:
-    with patch.dict(registries.GENERATORS):
+    with patch.dict(registry.GENERATORS):
         runpy.run_path(str(desk / "my_gan.py"))
         data = ("data=digits", "data.splits=[test]")
         invoke(desk, "train", "--config-dir", "mine", *data, *EXAMPLES["model"][2], *QUICK, "hydra.run.dir=trained")
@@ -107,12 +107,12 @@ def test_a_fork_has_all_three(desk: Path, shown: dict[str, str]) -> None:
     shutil.copytree(ROOT / "src", fork / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "conf", fork / "conf")
     package = fork / "src" / "cifargan"
-    edited = package / "build" / "registries.py"
+    edited = package / "registry.py"
     known = edited.read_text(encoding="utf-8")
     for part, (folder, name, before) in FORK.items():
         file, config, _ = EXAMPLES[part]
-        own, _, _ = shown[file].partition("\n\nregistries.")
-        for line in ("import sys\n", "from cifargan.build import registries\n", "from cifargan.cli import main\n"):
+        own, _, _ = shown[file].partition("\n\nregistry.")
+        for line in ("import sys\n", "from cifargan import registry\n", "from cifargan.cli import main\n"):
             assert line in own
             own = own.replace(line, "")
         (package / folder / "mine.py").write_text(own, encoding="utf-8")
@@ -120,7 +120,7 @@ def test_a_fork_has_all_three(desk: Path, shown: dict[str, str]) -> None:
         assert known.count(before) == 1
         known = known.replace(before, f'{before}"{Path(config).stem}": {name}, ')
         known = known.replace(
-            "from cifargan.config", f"from cifargan.{folder}.mine import {name}\nfrom cifargan.config", 1
+            "from cifargan.schema", f"from cifargan.{folder}.mine import {name}\nfrom cifargan.schema", 1
         )
     edited.write_text(known, encoding="utf-8")
     chosen = [override for *_, overrides in EXAMPLES.values() for override in overrides]

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifargan.build.check import check
 from cifargan.build.settings import GROUPS, Settings
-from cifargan.cli.shipped import groups
+from cifargan.cli.config_files import groups
 from cifargan.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import torch
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.measure import Measured, in_batches, measure
+from cifargan.evaluation.feature_stats import Measured, in_batches, measure
 from cifargan.evaluation.memorisation import SUSPECTS, Memorisation, memorisation
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import export_statistics, import_statistics, reference_of

@@ -11,9 +11,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from cifargan.data.folder import Folder
 from cifargan.data.sources import ImageSet
-from cifargan.evaluation.compare import SUBSET_SIZE
-from cifargan.evaluation.lite0 import EfficientNetLite0
+from cifargan.evaluation.efficientnet import EfficientNetLite0
 from cifargan.evaluation.metrics import frechet_distance, gaussian, kernel_distance
+from cifargan.evaluation.scores import SUBSET_SIZE
 
 CPU = torch.device("cpu")
 N = 2000

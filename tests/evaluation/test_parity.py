@@ -11,12 +11,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cifargan.data.digits import Digits
 from cifargan.data.sources import ImageSet
-from cifargan.evaluation import compare
-from cifargan.evaluation.compare import distances, own_scores
+from cifargan.evaluation import scores
+from cifargan.evaluation.feature_stats import in_batches, measure
 from cifargan.evaluation.inception import Inception
-from cifargan.evaluation.measure import in_batches, measure
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import reference_of
+from cifargan.evaluation.scores import distances, own_scores
 
 CPU = torch.device("cpu")
 N = 24
@@ -65,7 +65,7 @@ def ours(
     protocol = Protocol(n=N, space=extractor.space, subject="images")
     seen = measure(in_batches(fake.images, fake.labels, 7), N, extractor, device=CPU, label="looking")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "SUBSET_SIZE", SUBSET)
+        patch.setattr(scores, "SUBSET_SIZE", SUBSET)
         reference = reference_of(real, extractor, device=CPU, folder=tmp_path_factory.mktemp("cache"))
         records = own_scores(seen, extractor, protocol) + distances(seen, reference, extractor, protocol, device=CPU)
     return {record.metric.partition("_")[0]: (record.value, record.spread) for record in records}

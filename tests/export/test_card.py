@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cifargan.build.registries import SOURCES
 from cifargan.errors import UserError
 from cifargan.export.card import ORIGINS, scores, settings
+from cifargan.registry import SOURCES
 from cifargan.training.run_directory import RunDirectory
 
 

@@ -88,7 +88,7 @@ def test_what_is_no_image(sent: Path, within: Within, reader: Callable[[Path], o
 def test_a_few_small_files_do_not_ask_for_all_memory(
     sent: Path, within: Within, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifargan.strangers._memory", lambda: 2.0**28)
+    monkeypatch.setattr("cifargan.untrusted._memory", lambda: 2.0**28)
     for i in range(4):
         (sent / "cat" / f"{i}.png").write_bytes(bomb(4000, 4000, rows=0))
     with within(64), pytest.raises(UserError, match=r"0\.2 GiB of memory, and may take 0\.1 GiB here") as error:

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.build.check import check
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
-from cifargan.cli.resuming import CHOICE, OVERRIDE, overrides_of
-from cifargan.config import from_file
+from cifargan.cli.resume import CHOICE, OVERRIDE, overrides_of
 from cifargan.errors import UserError
+from cifargan.schema import from_file
 
 QUICK = settings(
     max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -16,7 +16,6 @@ from cifargan.build.game import build_game
 from cifargan.build.parts import build_data
 from cifargan.build.settings import plain
 from cifargan.build.trainer import build_trainer
-from cifargan.config import conf_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
@@ -24,6 +23,7 @@ from cifargan.models.heads import ProjectionHead
 from cifargan.objectives.adversarial import HingeLoss
 from cifargan.objectives.classification import NoClassification
 from cifargan.objectives.regularizers import NoRegularizer
+from cifargan.schema import conf_dir
 from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game

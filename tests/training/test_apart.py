@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cifargan.benchmark.gate import small
-from cifargan.benchmark.presets import compose, random_images
+from cifargan.bench.gate import small
+from cifargan.bench.presets import compose, random_images
 from cifargan.build.game import build_game
-from cifargan.config import conf_dir
 from cifargan.sampling import BatchNormMode, Sampler
+from cifargan.schema import conf_dir
 from cifargan.training.game import Game
 from cifargan.training.speed import Switches
 

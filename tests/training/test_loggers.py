@@ -10,9 +10,9 @@ import pytest
 
 from cifargan.training import loggers
 from cifargan.training.events import NoEvents
+from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import CSVTable, Guarded, Logger, flat
 from cifargan.training.run_directory import RunDirectory
-from cifargan.training.sturdy import SturdyTracker
 
 
 @pytest.fixture

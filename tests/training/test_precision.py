@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifargan.benchmark.profile import Counter
+from cifargan.bench.profile import Counter
 from cifargan.errors import UserError
 from cifargan.training.game import Game
 from cifargan.training.optimizers import adam

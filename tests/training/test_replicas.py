@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cifargan.benchmark.presets import compose, narrowed, random_images
-from cifargan.benchmark.trace import float64
+from cifargan.bench.presets import compose, narrowed, random_images
+from cifargan.bench.trace import float64
 from cifargan.build.game import build_game
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.training.speed import Switches

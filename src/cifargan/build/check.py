@@ -4,18 +4,6 @@ from omegaconf import DictConfig
 
 from cifargan.build.device import select_device
 from cifargan.build.parts import EVALUATOR_OWN, EVALUATOR_PROVIDED, HEAD_PROVIDED, evaluator_own
-from cifargan.build.registries import (
-    AUGMENTS,
-    CLASSIFICATIONS,
-    DISCRIMINATORS,
-    EXTRACTORS,
-    GENERATORS,
-    HEADS,
-    LOSSES,
-    OPTIMIZERS,
-    REGULARIZERS,
-    SOURCES,
-)
 from cifargan.build.settings import (
     GROUPS,
     TRAINER_OTHERS,
@@ -27,9 +15,21 @@ from cifargan.build.settings import (
     build_speed,
     settings,
 )
-from cifargan.config import Registry, arguments, lookup, section, without
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.evaluator import FeatureEvaluator, NoEvaluator
+from cifargan.registry import (
+    AUGMENTS,
+    CLASSIFICATIONS,
+    DISCRIMINATORS,
+    EXTRACTORS,
+    GENERATORS,
+    HEADS,
+    LOSSES,
+    OPTIMIZERS,
+    PENALTIES,
+    SOURCES,
+)
+from cifargan.schema import Registry, arguments, lookup, section, without
 from cifargan.training.ema import WeightAverage
 from cifargan.training.schedule import Schedule
 
@@ -61,7 +61,7 @@ def check(config: DictConfig) -> Settings:
         (HEADS, "model.discriminator.head", HEAD_PROVIDED, ()),
         (CLASSIFICATIONS, "model.classification", (), ()),
         (LOSSES, "loss", (), ("critic",)),
-        (REGULARIZERS, "regularizer", (), ()),
+        (PENALTIES, "regularizer", (), ()),
         (AUGMENTS, "augment", (), ()),
         (OPTIMIZERS, "optimizer.generator", OPTIMIZER_PROVIDED, ()),
         (OPTIMIZERS, "optimizer.discriminator", OPTIMIZER_PROVIDED, ()),

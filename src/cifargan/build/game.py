@@ -7,17 +7,17 @@ from omegaconf import DictConfig
 
 from cifargan.agreement import on_first
 from cifargan.build.parts import build_discriminator, build_generator
-from cifargan.build.registries import AUGMENTS, CLASSIFICATIONS, LOSSES, OPTIMIZERS, REGULARIZERS, construct
 from cifargan.build.settings import build_freezing, build_schedule, build_speed, settings
-from cifargan.config import arguments, without
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.errors import UserError
 from cifargan.parallel import processes
+from cifargan.registry import AUGMENTS, CLASSIFICATIONS, LOSSES, OPTIMIZERS, PENALTIES, construct
+from cifargan.schema import arguments, without
+from cifargan.training.conv_autotune import faster_forms
 from cifargan.training.ema import WeightAverage
 from cifargan.training.finetune import freeze_first
-from cifargan.training.folding import faster_forms
 from cifargan.training.game import Game
 from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
@@ -104,7 +104,7 @@ def build_game(
         generator=generator,
         discriminator=discriminator,
         loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
-        regularizer=construct(REGULARIZERS, config.regularizer, "regularizer").to(device),
+        regularizer=construct(PENALTIES, config.regularizer, "regularizer").to(device),
         classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
         augment=construct(AUGMENTS, config.augment, "augment"),
         stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),

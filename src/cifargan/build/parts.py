@@ -8,13 +8,13 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.registries import DISCRIMINATORS, EXTRACTORS, GENERATORS, HEADS, SOURCES, construct
-from cifargan.config import arguments, lookup, without
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
 from cifargan.evaluation.features import FeatureExtractor
 from cifargan.models.interface import Discriminator, Generator
+from cifargan.registry import DISCRIMINATORS, EXTRACTORS, GENERATORS, HEADS, SOURCES, construct
+from cifargan.schema import arguments, lookup, without
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.registries import LOGGER_EXTRAS, LOGGERS
-from cifargan.config import arguments, section, without
 from cifargan.errors import UserError, did_you_mean
-from cifargan.strangers import readable
+from cifargan.registry import LOGGER_EXTRAS, LOGGERS
+from cifargan.schema import arguments, section, without
 from cifargan.training.precision import PrecisionName
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import Speed
+from cifargan.untrusted import readable
 
 SPEED = tuple(Speed.__dataclass_fields__)
 TRAINER_OTHERS = ("ema", "freeze_d", "loggers", *SPEED)  # what is under `trainer.` and not in `Schedule`

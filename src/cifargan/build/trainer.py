@@ -7,21 +7,21 @@ from cifargan.build.check import check
 from cifargan.build.device import select_device
 from cifargan.build.game import build_game
 from cifargan.build.parts import build_data, build_discriminator, build_evaluator, build_generator
-from cifargan.build.registries import LOGGER_EXTRAS, LOGGERS
 from cifargan.build.settings import build_freezing, build_logging, plain
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.strangers import readable, refusing
+from cifargan.registry import LOGGER_EXTRAS, LOGGERS
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.events import EventWriter, NoEvents
 from cifargan.training.finetune import Start
 from cifargan.training.game import Game
+from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import CSVTable, Guarded, Logger
 from cifargan.training.run_directory import RunDirectory
 from cifargan.training.speed import remembered
-from cifargan.training.sturdy import SturdyTracker
 from cifargan.training.tracking import Tracking
 from cifargan.training.trainer import Trainer
+from cifargan.untrusted import readable, refusing
 
 NO_STATE = "the checkpoint lacks parts of what a run is gone on with: it is damaged, or none of ours; try an older one"
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from cifargan import __version__
 from cifargan.errors import UserError, did_you_mean
-from cifargan.heap import keep_freed_memory
+from cifargan.malloc import keep_freed_memory
 
 # Modules, not functions: torch is imported by the command that needs it, so `--help` is instant.
 COMMANDS = {

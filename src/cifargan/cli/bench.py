@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from cifargan.benchmark.hotspots import LISTED, Hotspot
-from cifargan.benchmark.memory import GB, Memory, which_batch_fits
-from cifargan.benchmark.presets import compose, narrowed
-from cifargan.benchmark.reference import presets
-from cifargan.benchmark.run import Race, Report, Result, machine, passed_gate, race
-from cifargan.benchmark.variants import has_bf16_units, variants
+from cifargan.bench.hotspots import LISTED, Hotspot
+from cifargan.bench.memory import GB, Memory, which_batch_fits
+from cifargan.bench.presets import compose, narrowed
+from cifargan.bench.reference import presets
+from cifargan.bench.run import Race, Report, Result, machine, passed_gate, race
+from cifargan.bench.variants import has_bf16_units, variants
 from cifargan.build.device import select_device
 from cifargan.build.settings import plain
 from cifargan.cli.options import Parser, count

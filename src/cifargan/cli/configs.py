@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cifargan.cli.shipped import LAUNCHER, Shipped, all_groups, find, first_comment, options
-from cifargan.config import conf_dir
+from cifargan.cli.config_files import LAUNCHER, Shipped, all_groups, find, first_comment, options
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_atomically
-from cifargan.strangers import readable
+from cifargan.schema import conf_dir
+from cifargan.untrusted import readable
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

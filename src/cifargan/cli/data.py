@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from cifargan.cli.options import Parser, count
 from cifargan.cli.tables import aligned
 from cifargan.errors import UserError, did_you_mean
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,7 +67,7 @@ def inspect(arguments: list[str]) -> int:
         raise UserError(f"{wrong[0]}: settings are written key=value, such as data=folder data.root={wrong[0]}")
     from cifargan.data.inspection.inspect import inspect as look
     from cifargan.data.inspection.summary import colour_rows, contrast_rows, count_rows, duplicate_rows
-    from cifargan.reporting.dataset_page import write_inspection
+    from cifargan.report.dataset_page import write_inspection
 
     splits = _load(options.overrides)
     found = look(splits, threshold=options.low_contrast)
@@ -99,7 +99,7 @@ def _load(overrides: list[str]) -> "list[ImageSet]":
 
     from cifargan.build.parts import SPLITS, build_data
     from cifargan.cli.overrides import key_of, reject_null_groups
-    from cifargan.config import conf_dir
+    from cifargan.schema import conf_dir
 
     reject_null_groups(overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -14,7 +14,7 @@ from cifargan import __version__
 from cifargan.cli.options import Parser
 from cifargan.cli.tables import aligned
 from cifargan.errors import UserError
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 State = Literal["ok", "-", "!"]  # well, missing but not needed, broken
 LITTLE = 2e9  # bytes of disk below which a run of BigGAN and its checkpoints do not fit

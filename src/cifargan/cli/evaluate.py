@@ -16,20 +16,20 @@ from cifargan.build.parts import SPLITS, build_data, splits_of
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table
-from cifargan.config import section
 from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.classifier import head_hit_rate
-from cifargan.evaluation.compare import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
+from cifargan.evaluation.feature_stats import Batches, in_batches, measure
 from cifargan.evaluation.features import FeatureExtractor
-from cifargan.evaluation.measure import Batches, in_batches, measure
 from cifargan.evaluation.memorisation import memorisation
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
+from cifargan.evaluation.scores import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
 from cifargan.folders import require_no_links_out
 from cifargan.images import labelled_sheet, save_png
 from cifargan.runs import LoadedGenerator, describe_file, find_generator, load_classifier
+from cifargan.schema import section
 from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from cifargan.agreement import on_first
 from cifargan.cli.overrides import key_of
-from cifargan.config import section
 from cifargan.errors import UserError
 from cifargan.runs import describe_file, find_run
-from cifargan.strangers import readable, refusing
+from cifargan.schema import section
 from cifargan.training.checkpoint import CheckpointStore, describe, load
 from cifargan.training.finetune import Start
 from cifargan.training.generator_file import is_generator_file, read_generator_file
+from cifargan.untrusted import readable, refusing
 
 CHOICE = "finetuned"  # the name under which the settings of the init can be chosen
 FROM_TRAINER = ("d_steps", "ema")  # what a model's config may bring of the trainer's settings

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from cifargan.cli.config_files import LAUNCHER
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import key_of
-from cifargan.cli.shipped import LAUNCHER
 from cifargan.errors import UserError, did_you_mean
-from cifargan.strangers import readable
 from cifargan.training.interruption import NOTICES
 from cifargan.training.lock import RunLock
 from cifargan.training.run_directory import RunDirectory
+from cifargan.untrusted import readable
 
 if TYPE_CHECKING:
     from cifargan.cli.sweep import Sweep

@@ -15,7 +15,7 @@ from cifargan.build.check import check
 from cifargan.build.device import select_device
 from cifargan.cli.errors import exit_code, report
 from cifargan.cli.overrides import key_of
-from cifargan.cli.resuming import with_resume
+from cifargan.cli.resume import with_resume
 from cifargan.cli.run_log import RunLog
 from cifargan.errors import UserError
 from cifargan.parallel import processes

@@ -10,10 +10,10 @@ from pathlib import Path
 from cifargan.cli.options import Parser, count, positive
 from cifargan.cli.tables import aligned
 from cifargan.errors import UserError, did_you_mean
-from cifargan.reporting.listing import as_csv, as_json, differences, run_table, score_rows
-from cifargan.reporting.reading import config_of
-from cifargan.reporting.selection import SORTS, Selection, below, shown_path
-from cifargan.reporting.summary import STATUSES, RunSummary
+from cifargan.report.listing import as_csv, as_json, differences, run_table, score_rows
+from cifargan.report.reading import config_of
+from cifargan.report.selection import SORTS, Selection, below, shown_path
+from cifargan.report.summary import STATUSES, RunSummary
 from cifargan.training.run_directory import find_run
 
 HELP = """cifargan runs ls [options]              every run: status, age, step, score and its protocol, speed
@@ -147,7 +147,7 @@ def report(arguments: list[str]) -> int:
     p.add_argument("--device", default="auto", help="where to draw them: auto, cuda, mps or cpu")
     p.add_argument("--megabytes", type=count, metavar="N", default=8, help="the page's size at most (default: 8)")
     options = p.parse_args(arguments)
-    from cifargan.reporting.page import write_report
+    from cifargan.report.page import write_report
 
     for line in write_report(
         _selected(options),

@@ -18,8 +18,8 @@ from cifargan.files import write_atomically, write_json
 from cifargan.folders import require_no_links_out
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
 from cifargan.runs import LoadedGenerator, find_generator
-from cifargan.strangers import readable, refusing
 from cifargan.training.run_directory import RunDirectory
+from cifargan.untrusted import readable, refusing
 
 log = logging.getLogger(__name__)
 

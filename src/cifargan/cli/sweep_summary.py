@@ -11,10 +11,10 @@ from cifargan.cli.overrides import key_of
 from cifargan.cli.sweep import FILE, Job, Sweep, as_entry
 from cifargan.cli.tables import aligned
 from cifargan.files import write_json
-from cifargan.reporting.scores import Score, is_distance
-from cifargan.reporting.summary import RunSummary, summary_of
-from cifargan.strangers import readable
+from cifargan.report.scores import Score, is_distance
+from cifargan.report.summary import RunSummary, summary_of
 from cifargan.training.run_directory import RunDirectory
+from cifargan.untrusted import readable
 
 TAIL = 2**16  # bytes of a log that hold its last lines
 LAST_ERROR = re.compile(r"^\S+ \S+ ERROR (?P<message>.*)$", re.MULTILINE)

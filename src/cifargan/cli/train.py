@@ -26,14 +26,14 @@ from cifargan.cli.launching import require_launcher
 from cifargan.cli.overrides import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.cli.preflight import preflight
 from cifargan.cli.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
-from cifargan.cli.resuming import keep_settings
+from cifargan.cli.resume import keep_settings
 from cifargan.cli.run_log import RunLog
 from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
 from cifargan.cli.sweep_summary import summarise
-from cifargan.config import conf_dir
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
 from cifargan.parallel import processes
+from cifargan.schema import conf_dir
 from cifargan.training.checkpoint import CheckpointStore, State, describe
 from cifargan.training.distributed import joined
 from cifargan.training.interruption import InterruptedRunError

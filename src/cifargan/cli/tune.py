@@ -17,7 +17,7 @@ from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
-from cifargan.reporting.summary import summary_of
+from cifargan.report.summary import summary_of
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.scoring import Watcher, watcher
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifargan.data.storage import BrokenFileError, Storage
 from cifargan.progress import Progress
-from cifargan.strangers import readable, require_memory
+from cifargan.untrusted import readable, require_memory
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from cifargan.data.decode import decode_files
 from cifargan.data.sources import ImageSet, ImageSource, choose
 from cifargan.data.storage import SPLIT_NAMES, Entry, Storage, is_image, open_storage
 from cifargan.errors import UserError
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from cifargan.data.decode import FORMATS, decode_files
 from cifargan.data.sources import ImageSet
 from cifargan.data.storage import BrokenFileError, Storage, is_image, open_storage
 from cifargan.errors import UserError
-from cifargan.strangers import ArrayFile, readable, refusing, require_names
+from cifargan.untrusted import ArrayFile, readable, refusing, require_names
 
 MAX_EDGE = 4096  # pixels; all images have the width of the first
 

@@ -14,7 +14,7 @@ from cifargan.data.sources import ImageSet
 from cifargan.data.storage import SPLIT_NAMES, Storage, is_image, open_storage
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say; when a file was written is nobody's business
 CHECK_SIZE = 32  # height and width that fingerprints are of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifargan.data.contrast import is_low_contrast
 from cifargan.errors import UserError, did_you_mean
-from cifargan.strangers import readable, require_names
+from cifargan.untrusted import readable, require_names
 
 logger = logging.getLogger(__name__)
 

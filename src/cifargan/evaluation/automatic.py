@@ -5,9 +5,9 @@ import logging
 import torch
 
 from cifargan.errors import UserError
+from cifargan.evaluation.efficientnet import EfficientNetLite0
 from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.inception import Inception
-from cifargan.evaluation.lite0 import EfficientNetLite0
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from cifargan import parallel
 from cifargan.agreement import gathered, on_first, together
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation.compare import NEIGHBOURS, caveats, details, distances, own_scores
+from cifargan.evaluation.feature_stats import Measurement, Seen, look
 from cifargan.evaluation.features import FeatureExtractor
-from cifargan.evaluation.measure import Measurement, Seen, look
 from cifargan.evaluation.metrics import IS_SPLITS
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference, reference_of
+from cifargan.evaluation.scores import NEIGHBOURS, caveats, details, distances, own_scores
 from cifargan.sampling import Sampler
 
 log = logging.getLogger(__name__)

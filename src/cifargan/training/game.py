@@ -19,9 +19,9 @@ from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.regularizers import Regularizer
 from cifargan.parallel import own_rows
 from cifargan.training.checkpoint import State
+from cifargan.training.cuda_graph import CapturedStep
 from cifargan.training.ema import WeightAverage
 from cifargan.training.exhaustion import is_out_of_memory
-from cifargan.training.graph import Recording
 from cifargan.training.memory import Undo, may_try_again
 from cifargan.training.precision import Precision
 from cifargan.training.replicas import replicated, shared
@@ -267,7 +267,7 @@ class Game:
 
     def _recorded_play(self) -> Callable[[], Metrics]:
         if self.switches.graph:
-            return Recording(self.play, tensors=self.tensors, generators=[self.stream.generator], device=self.device)
+            return CapturedStep(self.play, tensors=self.tensors, generators=[self.stream.generator], device=self.device)
         return self.play
 
     def tensors(self) -> list[Tensor]:

@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.strangers import readable, refusing, require_memory
 from cifargan.training.checkpoint import Description, describe
 from cifargan.training.speed import Switches, remembered
+from cifargan.untrusted import readable, refusing, require_memory
 
 SUFFIX = ".safetensors"
 FORMAT = 1

@@ -11,12 +11,12 @@ from cifargan import parallel
 from cifargan.agreement import is_known_to_all, on_first
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop
-from cifargan.evaluation.measure import StoppedError
+from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted
 from cifargan.sampling import Sampler
-from cifargan.training.pace import Pace
+from cifargan.training.collapse import ScoreWatch
+from cifargan.training.throughput import Throughput
 from cifargan.training.tracking import Tracking
-from cifargan.training.watch import ScoreWatch
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Scoring:
         *,
         sampler: Callable[[], Sampler],
         tracker: Tracking,
-        pace: Pace,
+        pace: Throughput,
         device: torch.device,
     ) -> None:
         self.evaluator = evaluator

@@ -16,16 +16,16 @@ from cifargan.evaluation.records import Record, scalars
 from cifargan.images import grid
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.checkpoint import CheckpointStore, State, require_classes
+from cifargan.training.collapse import CollapseWatch, spread
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
-from cifargan.training.pace import Pace
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
 from cifargan.training.scoring import Scoring
+from cifargan.training.throughput import Throughput
 from cifargan.training.tracking import Tracking
-from cifargan.training.watch import CollapseWatch, spread
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Trainer:
 
         self.reals = _spread_out(images.images, 100)
         self.watch = CollapseWatch(real_spread=spread(self.reals))
-        self.pace = Pace()
+        self.pace = Throughput()
         self.scoring = Scoring(evaluator, sampler=self.sampler, tracker=tracker, pace=self.pace, device=game.device)
         self.running = RunningMeans([])
         self.rollbacks = 0  # how often this run went back because it had diverged

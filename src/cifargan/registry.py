@@ -1,0 +1,64 @@
+"""The registries: what a name in a configuration stands for. Names become classes through them, and nowhere else.
+
+A registry and never a dotted path: a config or a checkpoint that somebody was sent must not be able to run code.
+"""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from cifargan.data.cifar10 import CIFAR10
+from cifargan.data.digits import Digits
+from cifargan.data.folder import Folder
+from cifargan.evaluation.automatic import automatic
+from cifargan.evaluation.dinov2 import DINOv2
+from cifargan.evaluation.efficientnet import EfficientNetLite0
+from cifargan.evaluation.inception import Inception
+from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
+from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from cifargan.models.dense import DenseDiscriminator, DenseGenerator
+from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
+from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
+from cifargan.objectives.augment import DiffAugment
+from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
+from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
+from cifargan.schema import Registry, arguments, lookup
+from cifargan.training.events import EventWriter
+from cifargan.training.loggers import CSVTable
+from cifargan.training.optimizers import adam, rmsprop
+from cifargan.training.services import MLflow, WandB
+
+SOURCES: Registry = {"cifar10": CIFAR10, "folder": Folder, "digits": Digits}
+GENERATORS: Registry = {"dcgan": DCGANGenerator, "dense": DenseGenerator, "biggan": BigGANGenerator}
+DISCRIMINATORS: Registry = {"dcgan": DCGANDiscriminator, "dense": DenseDiscriminator, "biggan": BigGANDiscriminator}
+HEADS: Registry = {
+    "linear": LinearHead,
+    "projection": ProjectionHead,
+    "auxiliary": AuxiliaryHead,
+    "embedding": EmbeddingHead,
+}
+CLASSIFICATIONS: Registry = {"none": NoClassification, "cross_entropy": CrossEntropy, "d2dce": D2DCE}
+LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": WassersteinLoss}
+PENALTIES: Registry = {
+    "none": NoRegularizer,
+    "lecam": LeCam,
+    "cr": Consistency,
+    "lecam_cr": LeCamConsistency,
+}
+AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
+OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
+EXTRACTORS: Registry = {
+    "inception": Inception,
+    "efficientnet_lite0": EfficientNetLite0,
+    "dinov2": DINOv2,
+    "auto": automatic,
+}
+LOGGERS: Registry = {"tensorboard": EventWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
+LOGGER_EXTRAS = ("wandb", "mlflow")
+
+
+def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
+    """Build what a node names, from its settings and from what the program provides."""
+    constructor = lookup(registry, node, where)
+    return constructor(**arguments(constructor, node, where, provided=provided), **provided)

