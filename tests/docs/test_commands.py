@@ -130,23 +130,6 @@ def script(words: list[str]) -> Any:
         return importlib.import_module(Path(words[1]).stem)
 
 
-def variants(desk: Desk, words: list[str]) -> None:
-    """Compose every variant that the script would train."""
-    module = script(words)
-    wanted: list[list[str]] = []
-
-    def keep(variant: str, overrides: list[str], seed: int, target: float, directory: object) -> object:
-        wanted.append(overrides)
-        none = dict.fromkeys(("training_seconds", "scoring_seconds", "cpu_seconds"), 0.0)
-        return module.Outcome(variant=variant, seed=seed, reached=False, step=0, best=None, **none)
-
-    with patch.object(module, "run", keep), patch.object(sys, "argv", words[1:]), contextlib.chdir(desk.folder):
-        module.main()
-    assert len(wanted) > 1
-    for overrides in wanted:
-        composed(desk, ["cifargan", "train", *overrides])
-
-
 def own_file(desk: Desk, words: list[str]) -> None:
     """Read a file of one's own that the documentation shows, and go on as with `cifargan`."""
     for name, content in desk.files.items():
@@ -180,10 +163,6 @@ TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"cifargan (runs|sample|ls|cat|cp|doctor|completion|--help|--version)\b": in_full,
     r"torchrun .*-m cifargan train\b": torchrun,
     r"python scripts/fuzz\.py\b": script_until("tallies"),
-    r"python scripts/fault_drill\.py\b": script_until("Drill"),
-    r"python scripts/kill_drill\.py\b": script_until("Life"),
-    r"python scripts/scaling_estimate\.py\b": script_until("report"),
-    r"python scripts/time_to_quality\.py\b": variants,
     r"python my_\w+\.py\b": own_file,
     r"bash scripts/\w+\.sh": shell_script,
     r"tensorboard --logdir outputs$": as_it_is,

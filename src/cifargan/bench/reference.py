@@ -28,10 +28,10 @@ _RENAMED = {
 
 
 def reference_path() -> Path:
-    """Where the script lies: inside the wheel, or in `scripts/bench` of a checkout."""
+    """Where the script lies: inside the wheel, or in `scripts` of a checkout."""
     package = Path(__file__).resolve().parents[1]
     shipped = package / "bench" / "_reference.py"
-    return shipped if shipped.is_file() else package.parents[1] / "scripts" / "bench" / "reference.py"
+    return shipped if shipped.is_file() else package.parents[1] / "scripts" / "reference.py"
 
 
 @cache
