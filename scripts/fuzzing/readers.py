@@ -10,10 +10,10 @@ from typing import cast
 from cifargan.cli.resume import overrides_of
 from cifargan.data.folder import Folder
 from cifargan.data.loose import load_images
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
+from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.records import FeatureSpace, read_file
 from cifargan.evaluation.reference import import_statistics
-from cifargan.evaluation.weights import read_state_dict
 from cifargan.runs import all_runs, load_generator
 from cifargan.training.checkpoint import SEAL, load
 from cifargan.training.run_directory import RunDirectory

@@ -11,10 +11,10 @@ from torch import nn
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
-from cifargan.evaluation.automatic import automatic
-from cifargan.evaluation.dinov2 import DINOv2
-from cifargan.evaluation.efficientnet import EfficientNetLite0
-from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.extractors.automatic import automatic
+from cifargan.evaluation.extractors.dinov2 import DINOv2
+from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
+from cifargan.evaluation.extractors.inception import Inception
 from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator

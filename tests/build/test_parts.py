@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from cifargan.build.parts import build_data, build_evaluator, build_extractor, splits_of
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.evaluation import automatic
 from cifargan.evaluation.evaluator import NoEvaluator
+from cifargan.evaluation.extractors import automatic
 from cifargan.images import save_png
 
 Compose = Callable[..., DictConfig]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
 
 from cifargan.data.sources import ImageSet
-from cifargan.evaluation.features import FeatureExtractor, Features
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
 from cifargan.models.interface import Generator
 
 

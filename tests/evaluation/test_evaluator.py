@@ -16,8 +16,8 @@ from torch import Tensor
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import SEED, FeatureEvaluator, NoEvaluator
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import StoppedError
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.metrics import frechet_distance, gaussian, inception_score, kernel_distance
 from cifargan.evaluation.precision_recall import manifold_scores
 from cifargan.evaluation.records import Record

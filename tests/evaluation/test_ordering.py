@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from cifargan.data.folder import Folder
 from cifargan.data.sources import ImageSet
-from cifargan.evaluation.efficientnet import EfficientNetLite0
+from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
 from cifargan.evaluation.metrics import frechet_distance, gaussian, kernel_distance
 from cifargan.evaluation.scores import SUBSET_SIZE
 

@@ -12,8 +12,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from cifargan.data.digits import Digits
 from cifargan.data.sources import ImageSet
 from cifargan.evaluation import scores
+from cifargan.evaluation.extractors.inception import Inception
 from cifargan.evaluation.feature_stats import in_batches, measure
-from cifargan.evaluation.inception import Inception
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import reference_of
 from cifargan.evaluation.scores import distances, own_scores

@@ -19,10 +19,10 @@ import torch
 from cifargan.data.folder import Folder
 from cifargan.data.loose import load_images
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
+from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.records import FeatureSpace
 from cifargan.evaluation.reference import import_statistics
-from cifargan.evaluation.weights import read_state_dict
 from cifargan.training.checkpoint import load
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]

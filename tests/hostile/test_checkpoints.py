@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.evaluation.dinov2 import DINOv2
-from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.extractors.dinov2 import DINOv2
+from cifargan.evaluation.extractors.inception import Inception
+from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.reference import FeatureCache
-from cifargan.evaluation.weights import read_state_dict
 from cifargan.pickles import load_tensors
 from cifargan.training.checkpoint import State
 

@@ -21,7 +21,7 @@ from cifargan.data.cache import ArrayCache
 from cifargan.data.folder import Folder
 from cifargan.data.loose import load_images
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.records import FeatureSpace, read_file
 from cifargan.evaluation.reference import import_statistics
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.evaluation.weights import read_state_dict
+from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.pickles import load_tensors
 from cifargan.runs import find_run
 from cifargan.training.checkpoint import load

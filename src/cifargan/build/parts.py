@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.registry import DISCRIMINATORS, EXTRACTORS, GENERATORS, HEADS, SOURCES, construct
 from cifargan.schema import arguments, lookup, without

@@ -153,7 +153,7 @@ def pack(arguments: list[str]) -> int:
     p.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     options = p.parse_args(arguments)
     from cifargan.data.packing import pack as pack_images
-    from cifargan.evaluation.weights import sha256_of
+    from cifargan.evaluation.extractors.weights import sha256_of
 
     packed = pack_images(options.source, options.out, force=options.force, skip_broken=options.skip_broken)
     splits = list(dict.fromkeys(split for split, _ in packed.counts))

@@ -156,8 +156,8 @@ def weights() -> Iterator[Finding]:
     """The networks that scores are made with."""
     import torch
 
-    from cifargan.evaluation import dinov2, inception
-    from cifargan.evaluation.weights import sha256_of
+    from cifargan.evaluation.extractors import dinov2, inception
+    from cifargan.evaluation.extractors.weights import sha256_of
 
     known = [("Inception", inception.PUBLISHED), *((f"DINOv2 {name}", one) for name, one in dinov2.PUBLISHED.items())]
     for what, published in known:

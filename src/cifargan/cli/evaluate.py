@@ -20,8 +20,8 @@ from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.classifier import head_hit_rate
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Batches, in_batches, measure
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.memorisation import memorisation
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.records import Record
 from cifargan.files import write_atomically
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.build.parts import build_data, build_extractor
 from cifargan.data.loose import load_images
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.reference import Reference, import_statistics, reference_of
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from cifargan.evaluation.extractors.interface import full_precision
 from cifargan.evaluation.feature_stats import in_batches
-from cifargan.evaluation.features import full_precision
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.images import to_float
 from cifargan.models.interface import Discriminator

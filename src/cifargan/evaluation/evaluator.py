@@ -10,8 +10,8 @@ from cifargan import parallel
 from cifargan.agreement import gathered, on_first, together
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Measurement, Seen, look
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.metrics import IS_SPLITS
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference, reference_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.metrics import IS_SPLITS, Gaussian, GaussianSums, InceptionScoreSums
 from cifargan.progress import Progress
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cifargan.errors import UserError
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Measured
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.precision_recall import authenticity, nearest
 from cifargan.evaluation.records import Protocol, Record
 from cifargan.evaluation.reference import Reference

@@ -15,11 +15,11 @@ from torch import Tensor
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
+from cifargan.evaluation.extractors.interface import FeatureExtractor
+from cifargan.evaluation.extractors.weights import sha256_of
 from cifargan.evaluation.feature_stats import in_batches, measure
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.metrics import Gaussian
 from cifargan.evaluation.records import ReferenceCard
-from cifargan.evaluation.weights import sha256_of
 from cifargan.files import write_atomically
 from cifargan.pickles import load_tensors
 from cifargan.untrusted import ArrayFile, readable, refusing

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cifargan.errors import UserError
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Measured
-from cifargan.evaluation.features import FeatureExtractor
 from cifargan.evaluation.metrics import IS_SPLITS, frechet_distance, gaussian, kernel_distance
 from cifargan.evaluation.precision_recall import manifold_scores, nearest
 from cifargan.evaluation.records import Protocol, Record

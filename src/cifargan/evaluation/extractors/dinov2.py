@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor, Features
-from cifargan.evaluation.weights import PublishedWeights, find_weights, other_weights, read_state_dict
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
+from cifargan.evaluation.extractors.weights import PublishedWeights, find_weights, other_weights, read_state_dict
 
 VARIABLE = "CIFARGAN_DINOV2_WEIGHTS"
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifargan.evaluation.features import FeatureExtractor, Features
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
 
 MATMUL, CONV = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from cifargan.errors import UserError
-from cifargan.evaluation import inception as module
-from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.extractors import inception as module
+from cifargan.evaluation.extractors.inception import Inception
 
 CPU = torch.device("cpu")
 WAYS_OUT = (

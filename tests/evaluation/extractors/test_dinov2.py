@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
-from cifargan.evaluation import dinov2 as module
-from cifargan.evaluation.dinov2 import DINOv2, pillow_resize, resize_position_embedding
+from cifargan.evaluation.extractors import dinov2 as module
+from cifargan.evaluation.extractors.dinov2 import DINOv2, pillow_resize, resize_position_embedding
 
 CPU = torch.device("cpu")
 HEADS, DIM, BLOCKS = 6, 384, 12  # of the small model

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
 from cifargan.errors import UserError
-from cifargan.evaluation.efficientnet import EfficientNetLite0
+from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
 from cifargan.evaluation.metrics import frechet_distance, gaussian
 
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Feature networks: what turns images into the features and logits that scores compare."""
