@@ -446,7 +446,7 @@ def machine() -> dict[str, Any]:
     """What this was measured on."""
     import torch
 
-    from cifargan.training.run_directory import device_name, versions
+    from cifargan.runs.provenance import device_name, versions
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"device": device_name(device), "cores": os.cpu_count(), "versions": versions()}

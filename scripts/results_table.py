@@ -33,8 +33,8 @@ from cifargan.report.footnotes import Footnotes
 from cifargan.report.reading import log_points, number, whole
 from cifargan.report.scores import Score, headline, is_distance, record_from, score_of
 from cifargan.report.summary import summary_of
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
-from cifargan.training.run_directory import RunDirectory
 
 PROJECT = Path(__file__).resolve().parents[1]
 README, RECORDS = PROJECT / "README.md", PROJECT / "docs" / "results"

@@ -63,7 +63,7 @@ def test_load_generator_is_imported_when_it_is_asked_for() -> None:
 import sys
 import cifargan
 assert "torch" not in sys.modules
-from cifargan.runs import load_generator
+from cifargan.loading import load_generator
 assert cifargan.load_generator is load_generator
 """
     assert python("-c", program).stderr == ""

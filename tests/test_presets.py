@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from cifargan.build.check import check
 from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.runs.checkpoint import load
 from cifargan.schema import conf_dir
-from cifargan.training.checkpoint import load
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 # Of networks that were published with their numbers of parameters.

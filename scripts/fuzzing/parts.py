@@ -29,9 +29,9 @@ from cifargan.build.settings import plain
 from cifargan.cli import main as cifargan
 from cifargan.cli.errors import groups, options
 from cifargan.cli.overrides import reject_null_groups, split_flags
+from cifargan.runs.checkpoint import SEAL_BYTES, CheckpointStore, load
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir, from_file
-from cifargan.training.checkpoint import SEAL_BYTES, CheckpointStore, load
-from cifargan.training.run_directory import RunDirectory
 from fuzzing.damage import NASTY, damage, disturb, repacked
 from fuzzing.judge import Part
 from fuzzing.readers import SPACE, Readers, sealed

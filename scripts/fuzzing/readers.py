@@ -14,9 +14,9 @@ from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.records import FeatureSpace, read_file
 from cifargan.evaluation.reference import import_statistics
-from cifargan.runs import all_runs, load_generator
-from cifargan.training.checkpoint import SEAL, load
-from cifargan.training.run_directory import RunDirectory
+from cifargan.loading import load_generator
+from cifargan.runs.checkpoint import SEAL, load
+from cifargan.runs.directory import RunDirectory, all_runs
 
 SPACE = FeatureSpace(extractor="stub", weights_hash="0", resize="none", dtype="float32")
 STUB = cast(FeatureExtractor, SimpleNamespace(dim=6, name="stub", space=SPACE))

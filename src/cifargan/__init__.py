@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifargan.runs import load_generator
+    from cifargan.loading import load_generator
 
 __version__ = "0.1.0"
 __all__ = ["load_generator"]
@@ -12,7 +12,7 @@ __all__ = ["load_generator"]
 def __getattr__(name: str) -> Any:
     """Import what needs torch only when it is asked for, so that `cifargan --help` is instant."""
     if name == "load_generator":
-        from cifargan.runs import load_generator
+        from cifargan.loading import load_generator
 
         return load_generator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

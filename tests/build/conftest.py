@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.build.trainer import build_trainer
 from cifargan.data.sources import ImageSet
 from cifargan.registry import SOURCES, construct
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.trainer import Trainer
 
 Compose = Callable[..., DictConfig]

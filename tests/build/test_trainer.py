@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from cifargan.build.trainer import build_trainer
 from cifargan.errors import UserError
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.trainer import Trainer
 
 Compose = Callable[..., DictConfig]

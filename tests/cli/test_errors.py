@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 
 from cifargan.cli.errors import exit_code, explain, groups, options
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import load
+from cifargan.runs.checkpoint import load
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.tracking import Tracker
 
 Command = Callable[..., CompletedProcess[str]]
@@ -274,7 +274,7 @@ def test_a_full_disk_costs_no_checkpoint(
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cifargan.training.checkpoint.torch.save", full_from_the_second_on)
+        patched.setattr("cifargan.runs.checkpoint.torch.save", full_from_the_second_on)
         message = the_error(command("train", *quick, "hydra.run.dir=run"), alone=False)
     folder = tmp_path / "run" / "checkpoints"
     assert message.startswith(

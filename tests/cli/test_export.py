@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cifargan
-from cifargan.runs import load_generator
-from cifargan.training.generator_file import checksum, read_generator_file
+from cifargan.loading import load_generator
+from cifargan.runs.generator_file import checksum, read_generator_file
 
 Command = Callable[..., CompletedProcess[str]]
 

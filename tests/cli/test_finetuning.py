@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from cifargan.training.checkpoint import CheckpointStore, State, load
+from cifargan.runs.checkpoint import CheckpointStore, State, load
 
 Command = Callable[..., CompletedProcess[str]]
 NEW = (

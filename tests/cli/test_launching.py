@@ -28,9 +28,9 @@ from cifargan.cli.launching import beside_others, cuda_place, hand_back, line_ab
 from cifargan.cli.sweep import Sweep
 from cifargan.cli.train import Outcome, job
 from cifargan.errors import UserError
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.training.interruption import NOTICES, InterruptedRunError
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Result
 
 Command = Callable[..., CompletedProcess[str]]

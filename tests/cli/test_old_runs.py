@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cifargan.training.checkpoint import FORMAT, load
+from cifargan.runs.checkpoint import FORMAT, load
 
 Command = Callable[..., CompletedProcess[str]]
 OLD_RUNS = Path(__file__).parent / "old_runs"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from cifargan.build.trainer import build_trainer
 from cifargan.cli.preflight import preflight
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.runs.checkpoint import CheckpointStore, load
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.game import Game
-from cifargan.training.run_directory import RunDirectory
 
 Command = Callable[..., CompletedProcess[str]]
 InProcesses = Callable[..., list[Any]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cifargan
-from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.runs.checkpoint import CheckpointStore, load
 
 Command = Callable[..., CompletedProcess[str]]
 DIGITS = [str(digit) for digit in range(10)]

@@ -20,9 +20,9 @@ from cifargan.cli.sweep_summary import over_seeds, reason_of, summarise
 from cifargan.errors import UserError
 from cifargan.report.scores import Score
 from cifargan.report.summary import RunSummary
-from cifargan.training.checkpoint import load
+from cifargan.runs.checkpoint import load
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.game import Game
-from cifargan.training.run_directory import RunDirectory
 
 Command = Callable[..., CompletedProcess[str]]
 Play = Callable[[Game], dict[str, torch.Tensor]]

@@ -17,10 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 from cifargan.cli.run_log import RunLog
-from cifargan.training.checkpoint import CheckpointStore, load
+from cifargan.runs.checkpoint import CheckpointStore, load
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
-from cifargan.training.run_directory import RunDirectory
 
 Command = Callable[..., CompletedProcess[str]]
 Files = Callable[[], dict[str, bytes]]

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from cifargan.errors import UserError
 from cifargan.export.card import ORIGINS, scores, settings
 from cifargan.registry import SOURCES
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 
 def test_every_source_of_images_has_an_origin() -> None:

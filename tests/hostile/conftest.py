@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifargan.training.checkpoint import CheckpointStore, State, load
+from cifargan.runs.checkpoint import CheckpointStore, State, load
 
 QUICK = (
     *("data=digits", "data.splits=[test]", "data.image_size=16", "device=cpu", "evaluator=none", "trainer.steps=1"),

@@ -23,7 +23,7 @@ from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.records import FeatureSpace
 from cifargan.evaluation.reference import import_statistics
-from cifargan.training.checkpoint import load
+from cifargan.runs.checkpoint import load
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
 BLOCK = bytes(2**20)

@@ -16,7 +16,7 @@ from cifargan.evaluation.extractors.inception import Inception
 from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.reference import FeatureCache
 from cifargan.pickles import load_tensors
-from cifargan.training.checkpoint import State
+from cifargan.runs.checkpoint import State
 
 Refusal = Callable[..., str]
 Tampered = Callable[[Callable[[State], Any]], Path]

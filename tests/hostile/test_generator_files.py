@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifargan.training.generator_file import as_bytes, read_generator_file
+from cifargan.runs.generator_file import as_bytes, read_generator_file
 
 Within = Callable[[int], AbstractContextManager[None]]
 Change = Callable[[dict[str, Any]], Any]

@@ -9,8 +9,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from cifargan.errors import UserError
-from cifargan.runs import load_generator
-from cifargan.training.run_directory import RunDirectory
+from cifargan.loading import load_generator
+from cifargan.runs.directory import RunDirectory
 
 Refusal = Callable[..., str]
 Command = Callable[..., CompletedProcess[str]]

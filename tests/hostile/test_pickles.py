@@ -14,8 +14,8 @@ import torch
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.pickles import load_tensors
-from cifargan.runs import find_run
-from cifargan.training.checkpoint import load
+from cifargan.runs.checkpoint import load
+from cifargan.runs.directory import find_run
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
 START, END = b"\x80\x02", b"."

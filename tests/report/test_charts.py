@@ -15,7 +15,7 @@ from cifargan.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line
 from cifargan.report.curves import distance_against_recall, losses, means, score_lines
 from cifargan.report.markup import Html, element
 from cifargan.report.summary import summary_of
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 EVIL = "</script><script>alert(1)</script>\"'&"
 

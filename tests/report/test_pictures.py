@@ -13,7 +13,7 @@ from cifargan.errors import UserError
 from cifargan.report import pictures
 from cifargan.report.pictures import Slides, Source, open_picture, slides, training_grids
 from cifargan.report.truncations import left_behind
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 
 def noise(size: int, seed: int) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cifargan.report.reading import TAIL, config_of, log_points, number, whole
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cifargan.report.summary import summary_of
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 Record = Callable[..., dict[str, Any]]
 

@@ -23,13 +23,13 @@ from cifargan.models.heads import ProjectionHead
 from cifargan.objectives.adversarial import HingeLoss
 from cifargan.objectives.classification import NoClassification
 from cifargan.objectives.regularizers import NoRegularizer
+from cifargan.runs.checkpoint import CheckpointStore, load
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
-from cifargan.training.checkpoint import CheckpointStore, load
 from cifargan.training.ema import WeightAverage
 from cifargan.training.game import Game
 from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.precision import Precision, PrecisionName
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
 from cifargan.training.trainer import Trainer

@@ -15,7 +15,7 @@ from cifargan.build.trainer import take_over
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_
-from cifargan.training.checkpoint import Description
+from cifargan.runs.checkpoint import Description
 from cifargan.training.finetune import Start, blocks, freeze_first
 from cifargan.training.game import Game, frozen
 

@@ -12,9 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cifargan.errors import UserError
+from cifargan.runs.directory import RunDirectory
 from cifargan.training import log
 from cifargan.training.log import SturdyTracker
-from cifargan.training.run_directory import RunDirectory
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cifargan.runs.directory import RunDirectory
 from cifargan.training import loggers
 from cifargan.training.events import NoEvents
 from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import CSVTable, Guarded, Logger, flat
-from cifargan.training.run_directory import RunDirectory
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.events import NoEvents
 from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import Guarded
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.services import IDS, MLflow, WandB, known_as
 
 CONFIG = {"name": "small", "trainer": {"steps": 40, "loggers": ["csv"]}, "many": {str(i): i for i in range(120)}}

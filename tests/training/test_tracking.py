@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.tracking import Tracker, _duration
 
 

@@ -24,13 +24,13 @@ from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop, never
 from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
+from cifargan.runs.checkpoint import CheckpointStore, State, load
+from cifargan.runs.directory import RunDirectory
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.training.checkpoint import CheckpointStore, State, load
 from cifargan.training.collapse import ScoreWatch
 from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Trainer
 
 TrainerMaker = Callable[..., Trainer]

@@ -9,7 +9,7 @@ from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import Trial, TrialState
 
 from cifargan.errors import UserError
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.tuning.space import space_of
 from cifargan.tuning.study import Study, Trained, direction_of, pruner_of
 

@@ -19,8 +19,8 @@ from cifargan.bench.profile import Profile, profile
 from cifargan.bench.roofline import Roofline, count_flops, count_traffic, measure
 from cifargan.bench.timing import Timing, one_thread, take_turns
 from cifargan.bench.variants import Contestant, Variant, prepare
+from cifargan.runs.provenance import device_name, git_state, versions
 from cifargan.training.rng import be_deterministic
-from cifargan.training.run_directory import device_name, git_state, versions
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from cifargan.build.settings import build_freezing, build_logging, plain
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.registry import LOGGER_EXTRAS, LOGGERS
-from cifargan.training.checkpoint import CheckpointStore, State, require_classes
+from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.events import EventWriter, NoEvents
 from cifargan.training.finetune import Start
 from cifargan.training.game import Game
 from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import CSVTable, Guarded, Logger
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.speed import remembered
 from cifargan.training.tracking import Tracking
 from cifargan.training.trainer import Trainer

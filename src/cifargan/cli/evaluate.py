@@ -28,9 +28,9 @@ from cifargan.evaluation.reference import Reference, export_statistics, referenc
 from cifargan.evaluation.scores import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
 from cifargan.folders import require_no_links_out
 from cifargan.images import labelled_sheet, save_png
-from cifargan.runs import LoadedGenerator, describe_file, find_generator, load_classifier
+from cifargan.loading import LoadedGenerator, describe_file, find_generator, load_classifier
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import section
-from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from cifargan.export.formats import FORMATS
 from cifargan.export.network import plain_generator
 from cifargan.files import write_atomically, write_json
 from cifargan.folders import require_no_links_out
-from cifargan.runs import find_run, trained_generator
+from cifargan.loading import trained_generator
+from cifargan.runs.directory import find_run
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from cifargan.agreement import on_first
 from cifargan.cli.overrides import key_of
 from cifargan.errors import UserError
-from cifargan.runs import describe_file, find_run
+from cifargan.loading import describe_file
+from cifargan.runs.checkpoint import CheckpointStore, describe, load
+from cifargan.runs.directory import find_run
+from cifargan.runs.generator_file import is_generator_file, read_generator_file
 from cifargan.schema import section
-from cifargan.training.checkpoint import CheckpointStore, describe, load
 from cifargan.training.finetune import Start
-from cifargan.training.generator_file import is_generator_file, read_generator_file
 from cifargan.untrusted import readable, refusing
 
 CHOICE = "finetuned"  # the name under which the settings of the init can be chosen

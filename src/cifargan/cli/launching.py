@@ -17,9 +17,9 @@ from cifargan.cli.config_files import LAUNCHER
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import key_of
 from cifargan.errors import UserError, did_you_mean
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.lock import RunLock
 from cifargan.training.interruption import NOTICES
-from cifargan.training.lock import RunLock
-from cifargan.training.run_directory import RunDirectory
 from cifargan.untrusted import readable
 
 if TYPE_CHECKING:

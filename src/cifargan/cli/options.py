@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cifargan.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from cifargan.runs import LoadedGenerator
+    from cifargan.loading import LoadedGenerator
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +78,7 @@ def add_generator_options(p: argparse.ArgumentParser) -> None:
 def load_chosen(source: Path, options: argparse.Namespace) -> LoadedGenerator:
     """The generator of a run, or in a file, that `add_generator_options` let a user choose."""
     # Commands that load none start without torch.
-    from cifargan.runs import load_generator
+    from cifargan.loading import load_generator
 
     return load_generator(
         source,

@@ -6,7 +6,8 @@ from torch import nn
 
 from cifargan.build.device import unused_gpu
 from cifargan.parallel import processes
-from cifargan.training.run_directory import RunDirectory, device_name
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.provenance import device_name
 from cifargan.training.trainer import Trainer
 
 

@@ -19,6 +19,7 @@ from cifargan.cli.resume import with_resume
 from cifargan.cli.run_log import RunLog
 from cifargan.errors import UserError
 from cifargan.parallel import processes
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.distributed import (
     ProcessEndedError,
     is_launched,
@@ -29,7 +30,6 @@ from cifargan.training.distributed import (
 )
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.trainer import Result
 
 # Trains in this process: a configuration, a run directory, the run's overrides, the command line, the run's log.

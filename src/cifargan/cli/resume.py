@@ -14,9 +14,8 @@ from cifargan.cli.overrides import key_of, value_of
 from cifargan.errors import UserError
 from cifargan.folders import require_no_pipes
 from cifargan.report.reading import config_in
-from cifargan.runs import all_runs, find_run
+from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.schema import shown
-from cifargan.training.run_directory import RunDirectory
 from cifargan.untrusted import plain_yaml, readable, refusing
 
 # What a file may say: a setting or a group, and no option; a group's choice, and no path to a config of its own.

@@ -14,7 +14,7 @@ from cifargan.report.listing import as_csv, as_json, differences, run_table, sco
 from cifargan.report.reading import config_of
 from cifargan.report.selection import SORTS, Selection, below, shown_path
 from cifargan.report.summary import STATUSES, RunSummary
-from cifargan.training.run_directory import find_run
+from cifargan.runs.directory import find_run
 
 HELP = """cifargan runs ls [options]              every run: status, age, step, score and its protocol, speed
 cifargan runs compare RUN RUN ...       their scores side by side

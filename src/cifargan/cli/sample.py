@@ -17,8 +17,8 @@ from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
 from cifargan.folders import require_no_links_out
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
-from cifargan.runs import LoadedGenerator, find_generator
-from cifargan.training.run_directory import RunDirectory
+from cifargan.loading import LoadedGenerator, find_generator
+from cifargan.runs.directory import RunDirectory
 from cifargan.untrusted import readable, refusing
 
 log = logging.getLogger(__name__)

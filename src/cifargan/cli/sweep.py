@@ -21,9 +21,9 @@ from cifargan.cli.launching import PLACES, beside_others, hand_back, line_about
 from cifargan.cli.overrides import key_of
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_json
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.lock import is_locked
 from cifargan.training.interruption import Interruption
-from cifargan.training.lock import is_locked
-from cifargan.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from cifargan.cli.train import Outcome

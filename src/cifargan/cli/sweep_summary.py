@@ -13,7 +13,7 @@ from cifargan.cli.tables import aligned
 from cifargan.files import write_json
 from cifargan.report.scores import Score, is_distance
 from cifargan.report.summary import RunSummary, summary_of
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.untrusted import readable
 
 TAIL = 2**16  # bytes of a log that hold its last lines

@@ -33,12 +33,13 @@ from cifargan.cli.sweep_summary import summarise
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
 from cifargan.parallel import processes
+from cifargan.runs.checkpoint import CheckpointStore, State, describe
+from cifargan.runs.directory import RunDirectory, Status
+from cifargan.runs.provenance import device_name
 from cifargan.schema import conf_dir
-from cifargan.training.checkpoint import CheckpointStore, State, describe
 from cifargan.training.distributed import joined
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
-from cifargan.training.run_directory import RunDirectory, Status, device_name
 from cifargan.training.trainer import Result
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.errors import UserError
 from cifargan.evaluation.records import Value, read_file
 from cifargan.export.network import PlainGenerator
-from cifargan.runs import TrainedGenerator
-from cifargan.training.generator_file import FORMAT, checksum
-from cifargan.training.run_directory import RunDirectory, versions
+from cifargan.loading import TrainedGenerator
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.generator_file import FORMAT, checksum
+from cifargan.runs.provenance import versions
 
 # Where the images of each source come from, and under which licence they are.
 ORIGINS = {

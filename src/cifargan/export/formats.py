@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from cifargan.errors import UserError
 from cifargan.export.network import PlainGenerator, example, traceable
-from cifargan.training.generator_file import SUFFIX, as_bytes
+from cifargan.runs.generator_file import SUFFIX, as_bytes
 
 Card = Mapping[str, Any]
 TOLERANCE = 1e-4  # that another runtime may differ by, of images in [-1, 1]

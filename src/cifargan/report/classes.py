@@ -6,9 +6,9 @@ import torch
 
 from cifargan.build.parts import build_generator
 from cifargan.errors import UserError
+from cifargan.runs.checkpoint import CheckpointStore, describe
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import section
-from cifargan.training.checkpoint import CheckpointStore, describe
-from cifargan.training.run_directory import RunDirectory
 from cifargan.untrusted import refusing
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from cifargan.report.charts import Line, Point
 from cifargan.report.reading import log_points, number
 from cifargan.report.scores import Score, is_distance
 from cifargan.report.summary import RunSummary
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 POINTS = 200  # of a line; more cannot be told apart
 MOST = 2**26  # bytes of metrics.jsonl, from its end

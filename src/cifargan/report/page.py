@@ -7,6 +7,7 @@ from pathlib import Path
 from cifargan import __version__
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
+from cifargan.loading import load_generator
 from cifargan.progress import Progress
 from cifargan.report.charts import chart
 from cifargan.report.classes import row_names
@@ -22,8 +23,7 @@ from cifargan.report.selection import shown_path
 from cifargan.report.style import STYLE
 from cifargan.report.summary import RunSummary
 from cifargan.report.truncations import drawn, left_behind
-from cifargan.runs import load_generator
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 from cifargan.untrusted import readable
 
 FIXED = 60_000  # characters of a page with no run

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.errors import UserError
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import from_file
-from cifargan.training.run_directory import RunDirectory
 from cifargan.untrusted import MAX_SHOWN, plain_yaml, readable
 
 MAX_YAML = 2**20  # bytes; ours have a few thousand

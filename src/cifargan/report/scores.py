@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from cifargan.errors import UserError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard, formatted, read_file
 from cifargan.report.reading import number, setting, text, whole
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 IN_TRAINING = "training"  # what the trainer gives as the subject of its records
 

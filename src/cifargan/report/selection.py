@@ -15,7 +15,7 @@ from cifargan.folders import require_no_pipes
 from cifargan.report.footnotes import Footnotes
 from cifargan.report.reading import config_of, setting
 from cifargan.report.summary import STATUSES, RunSummary, summary_of
-from cifargan.training.run_directory import RunDirectory, all_runs, find_run
+from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.untrusted import readable
 
 log = logging.getLogger(__name__)

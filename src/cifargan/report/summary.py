@@ -10,7 +10,7 @@ from cifargan.errors import UserError
 from cifargan.folders import require_no_pipes
 from cifargan.report.reading import TAIL, config_of, log_points, number, overrides_of, sessions, setting, text, whole
 from cifargan.report.scores import Score, headline, scores_of
-from cifargan.training.run_directory import RunDirectory, Status
+from cifargan.runs.directory import RunDirectory, Status
 
 __all__ = ["RunSummary", "Score", "summary_of"]
 

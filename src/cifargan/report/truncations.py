@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from cifargan.images import grid
+from cifargan.loading import LoadedGenerator
 from cifargan.report.pictures import Source, open_picture
 from cifargan.report.reading import number, text, whole
-from cifargan.runs import LoadedGenerator
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 PER_CLASS = 10
 NONE = math.inf  # no truncation, behind every threshold; no file can say it

@@ -16,7 +16,7 @@ from cifargan.errors import UserError
 from cifargan.models.interface import Discriminator
 from cifargan.models.residual import DiscriminatorBlock
 from cifargan.models.spectral import restart_power_iteration_
-from cifargan.training.checkpoint import Description
+from cifargan.runs.checkpoint import Description
 from cifargan.training.game import Game
 from cifargan.untrusted import readable
 

@@ -18,7 +18,7 @@ from cifargan.objectives.augment import Augment
 from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.regularizers import Regularizer
 from cifargan.parallel import own_rows
-from cifargan.training.checkpoint import State
+from cifargan.runs.checkpoint import State
 from cifargan.training.cuda_graph import CapturedStep
 from cifargan.training.ema import WeightAverage
 from cifargan.training.exhaustion import is_out_of_memory

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cifargan.errors import UserError
 from cifargan.images import save_png
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.events import Events, EventWriter
 from cifargan.training.loggers import Logger
-from cifargan.training.run_directory import RunDirectory
 from cifargan.training.tracking import Tracker
 
 log = logging.getLogger(__name__)

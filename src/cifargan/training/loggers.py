@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifargan.files import write_atomically
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import State
+from cifargan.runs.checkpoint import State
 
 
 def load_network(network: nn.Module, state: State, name: str) -> None:

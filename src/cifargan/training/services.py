@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.loggers import Logger, flat
-from cifargan.training.run_directory import RunDirectory
 
 PROJECT = "cifargan"
 FINISH_SECONDS = 60.0  # to hand over what is left at the end: a network that is gone would be waited for for ever

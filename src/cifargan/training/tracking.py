@@ -16,9 +16,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cifargan.evaluation.records import Record, scalars
 from cifargan.files import write_atomically
 from cifargan.images import save_png
+from cifargan.runs.directory import RunDirectory
 from cifargan.training.events import Events, EventWriter
 from cifargan.training.loggers import Logger, flat
-from cifargan.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 

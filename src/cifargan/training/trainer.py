@@ -14,8 +14,8 @@ from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.records import Record, scalars
 from cifargan.images import grid
+from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.training.checkpoint import CheckpointStore, State, require_classes
 from cifargan.training.collapse import CollapseWatch, spread
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.game import Game

@@ -14,8 +14,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifargan.errors import UserError
-from cifargan.training.lock import is_locked
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.lock import is_locked
 from cifargan.tuning.space import Space
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import cifargan
 from cifargan.build.parts import build_generator
 from cifargan.build.settings import plain
 from cifargan.errors import UserError
-from cifargan.runs import all_runs, find_run, load_generator
+from cifargan.loading import load_generator
+from cifargan.runs.checkpoint import CheckpointStore
+from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.sampling import Sampler
-from cifargan.training.checkpoint import CheckpointStore
-from cifargan.training.run_directory import RunDirectory
 
 CLASSES = ["ant", "bee", "cat"]
 SMALL = ("data.image_size=16", "model.generator.base_channels=4", "model.generator.latent_dim=8")

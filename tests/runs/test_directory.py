@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.training import run_directory
-from cifargan.training.run_directory import RunDirectory, device_name, git_state, versions
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.provenance import device_name, git_state, versions
 
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    monkeypatch.setattr(run_directory, "git_state", lambda folder: {"commit": "c0ffee", "dirty": True})
+    monkeypatch.setattr("cifargan.runs.directory.git_state", lambda folder: {"commit": "c0ffee", "dirty": True})
     return RunDirectory(tmp_path / "outputs" / "model" / "time")
 
 

@@ -1,4 +1,4 @@
-"""Brings the generators of the runs that lie on disk back to life."""
+"""Load trained networks from runs and from files of `cifargan export`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,25 +16,14 @@ from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.registry import HEADS
+from cifargan.runs.checkpoint import CheckpointStore, Description, State, describe, load
+from cifargan.runs.directory import RunDirectory, find_run
+from cifargan.runs.generator_file import is_generator_file, read_generator_file
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import lookup, section
-from cifargan.training.checkpoint import CheckpointStore, Description, State, describe, load
-from cifargan.training.generator_file import is_generator_file, read_generator_file
 from cifargan.training.restoring import load_network, require_fits
-from cifargan.training.run_directory import RunDirectory, all_runs, find_run
 from cifargan.training.speed import Switches, remembered
 from cifargan.untrusted import readable, refusing
-
-__all__ = [
-    "LoadedGenerator",
-    "all_runs",
-    "describe_file",
-    "find_generator",
-    "find_run",
-    "load_classifier",
-    "load_generator",
-    "trained_generator",
-]
 
 Weights = Literal["ema", "raw"]
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -188,9 +177,10 @@ def _generator_in(path: Path, checkpoint: str, weights: Weights) -> TrainedGener
         return network
 
     generator = _revive(build, {"weights": file.tensors}, "weights", "generator", path)
-    file.switches.prepare(generator)
+    switches = remembered(file.switches)
+    switches.prepare(generator)
     kind: Weights = "ema" if file.kind == "ema" else "raw"
-    return TrainedGenerator(generator=generator, about=file.about, path=path, weights=kind, switches=file.switches)
+    return TrainedGenerator(generator=generator, about=file.about, path=path, weights=kind, switches=switches)
 
 
 def _build(about: Description) -> Generator:

@@ -1,29 +1,20 @@
-"""The folder that a run leaves behind, and what it says about where its figures come from.
-
-Listing runs must not take the seconds that torch does: it is imported where a device is named.
-"""
-
-from __future__ import annotations
+"""The directory of a run: its files, its status, and how a run is found. Imports no torch, so that listing is quick."""
 
 import json
 import logging
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import remove_partial_files, write_atomically, write_json
 from cifargan.folders import require_no_links_out, require_no_pipes
-from cifargan.training.lock import RunLock, is_locked
-
-if TYPE_CHECKING:
-    import torch
+from cifargan.runs.lock import RunLock, is_locked
+from cifargan.runs.provenance import git_state, versions
 
 log = logging.getLogger(__name__)
 
@@ -197,30 +188,3 @@ def find_run(name: str | None, root: Path = Path("outputs")) -> RunDirectory:
     near = did_you_mean(str(name), [str(run.path) for run in runs])
     hint = near or (f"; the newest is {runs[-1].path}" if runs else f"; there is none under {root} either")
     raise UserError(f"there is no run at {name}{hint}")
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a run's arithmetic."""
-    packages = ("cifargan", "torch", "torchvision", "torchmetrics", "torch-fidelity", "hydra-core", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def git_state(directory: Path) -> dict[str, Any] | None:
-    """The commit of the checkout around `directory` and whether it was changed; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        # Without the optional lock, which a commit made meanwhile would stumble over.
-        command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def device_name(device: torch.device) -> str:
-    """A device as its maker calls it."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cifargan.errors import UserError
-from cifargan.training import lock
-from cifargan.training.lock import RunLock, is_locked
-from cifargan.training.run_directory import RunDirectory
+from cifargan.runs import lock
+from cifargan.runs.directory import RunDirectory
+from cifargan.runs.lock import RunLock, is_locked
 
 HOLD = """
 import sys, time

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import FORMAT, SEAL_BYTES, CheckpointStore, DamagedError, load
+from cifargan.runs.checkpoint import FORMAT, SEAL_BYTES, CheckpointStore, DamagedError, load
 
 STATE = {"step": 7, "weights": {"a": torch.arange(6.0), "n": torch.tensor(3)}, "config": {"lr": 1e-3, "on": [1, "x"]}}
 

@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cifargan.errors import UserError
-from cifargan.training.checkpoint import Description, describe
-from cifargan.training.speed import Switches, remembered
+from cifargan.runs.checkpoint import Description, describe
 from cifargan.untrusted import readable, refusing, require_memory
 
 SUFFIX = ".safetensors"
@@ -36,13 +35,13 @@ class GeneratorFile:
     Attributes:
         about: its settings, classes, size of images and training step.
         kind: `ema` or `raw`, the weights that were exported.
-        switches: the form of the network that drew the run's images.
+        switches: the form of the network that drew the run's images, by name; unknown names are ignored.
         tensors: the state dict, without spectral norm.
     """
 
     about: Description
     kind: str
-    switches: Switches
+    switches: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
@@ -90,7 +89,7 @@ def read_generator_file(path: Path) -> GeneratorFile:
         return GeneratorFile(
             about=describe(card, path),
             kind=card["weights"],
-            switches=remembered(card["switches"]),
+            switches=dict(card["switches"]),
             tensors=tensors,
         )
 

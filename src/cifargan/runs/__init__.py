@@ -1,0 +1,1 @@
+"""What lies on disk about runs: directory, lock, checkpoints, provenance."""
