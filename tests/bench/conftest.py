@@ -10,15 +10,15 @@ from cifargan.bench import gate
 from cifargan.bench.presets import compose, random_images
 from cifargan.bench.reference import build_reference, copy_weights
 from cifargan.bench.trace import float64
-from cifargan.training.game import Game
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
-Pair = tuple[Game, Any]
+Pair = tuple[GANStep, Any]
 
 
 @pytest.fixture(autouse=True)
 def restore_switches() -> Iterator[None]:
-    """Building a game sets torch's global switches and seeds: put them back."""
+    """Building a gan sets torch's global switches and seeds: put them back."""
     benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cudnn.allow_tf32
     with torch.random.fork_rng():
@@ -30,16 +30,16 @@ def restore_switches() -> Iterator[None]:
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pair]]:
-    """A function that gives a preset's narrow game and its reference; float64 is on as long as the test lasts."""
+    """A function that gives a preset's narrow gan and its reference; float64 is on as long as the test lasts."""
     monkeypatch.setattr(gate, "WIDTH", 8)
 
     def make(preset: str, *, switches: Switches = gate.ALL, overrides: tuple[str, ...] = ()) -> Pair:
         config = gate.small(compose(preset, "device=cpu", *overrides))
         images = random_images(16, image_size=config.data.image_size)
-        game = gate.shaken_game(config, images, switches)
+        gan = gate.shaken_gan(config, images, switches)
         reference = build_reference(config, images=images, device=gate.CPU)
-        copy_weights(game, reference)
-        return game, reference
+        copy_weights(gan, reference)
+        return gan, reference
 
     with float64():
         yield make

@@ -12,14 +12,14 @@ from cifargan.bench import gate
 from cifargan.bench.gate import Check, exact_checks
 from cifargan.bench.presets import compose, random_images
 from cifargan.bench.reference import presets
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.errors import UserError
 from cifargan.models import resampling
 from cifargan.models.spectral import SpectralNorm
-from cifargan.training.game import Game
 from cifargan.training.speed import PLAIN
+from cifargan.training.step import GANStep
 
-Pairs = Callable[..., tuple[Game, Any]]
+Pairs = Callable[..., tuple[GANStep, Any]]
 QUICK = ("biggan", "biggan_original", "dcgan", "cdcgan_concat")
 LINES = {
     *("images", "logits", "gradients of the generator", "gradients of the discriminator"),
@@ -52,29 +52,29 @@ def add(tensor: Tensor, amount: float = 1e-6) -> None:
 
 
 def test_a_wrong_weight_of_the_generator_fails(pair: Pairs) -> None:
-    game, reference = pair("biggan_original")
-    add(game.generator.get_parameter("blocks.1.conv1.parametrizations.weight.original"))
-    assert failed(exact_checks(game, reference)) >= {"images", "logits", "gradients of the generator"}
+    gan, reference = pair("biggan_original")
+    add(gan.generator.get_parameter("blocks.1.conv1.parametrizations.weight.original"))
+    assert failed(exact_checks(gan, reference)) >= {"images", "logits", "gradients of the generator"}
 
 
 def test_a_wrong_weight_of_the_discriminator_fails(pair: Pairs) -> None:
-    game, reference = pair("dcgan")
-    add(game.discriminator.get_parameter("body.2.weight"))
-    found = failed(exact_checks(game, reference))
+    gan, reference = pair("dcgan")
+    add(gan.discriminator.get_parameter("body.2.weight"))
+    found = failed(exact_checks(gan, reference))
     assert found >= {"logits", "gradients of the discriminator", "gradients of the generator"}
 
 
 @pytest.mark.parametrize("vector", ["u", "v"])
 def test_a_wrong_spectral_vector_fails(pair: Pairs, vector: str) -> None:
-    game, reference = pair("biggan_original")
-    add(game.discriminator.get_buffer(f"body.0.conv2.parametrizations.weight.0.{vector}"))
-    assert "logits" in failed(exact_checks(game, reference))
+    gan, reference = pair("biggan_original")
+    add(gan.discriminator.get_buffer(f"body.0.conv2.parametrizations.weight.0.{vector}"))
+    assert "logits" in failed(exact_checks(gan, reference))
 
 
 def test_a_power_iteration_too_few_fails(pair: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    game, reference = pair("biggan_original")
-    monkeypatch.setattr("cifargan.training.game.power_iteration_", lambda *_, **__: None)
-    assert "spectral vectors after the updates" in failed(exact_checks(game, reference))
+    gan, reference = pair("biggan_original")
+    monkeypatch.setattr("cifargan.training.step.power_iteration_", lambda *_, **__: None)
+    assert "spectral vectors after the updates" in failed(exact_checks(gan, reference))
 
 
 @pytest.mark.parametrize(("forward", "lines"), [("up", {"images", "logits"}), ("down", {"logits"})])
@@ -88,15 +88,15 @@ def test_a_wrong_fold_fails(pair: Pairs, monkeypatch: pytest.MonkeyPatch, forwar
 
 
 def test_another_learning_rate_shows_in_the_weights(pair: Pairs) -> None:
-    game, reference = pair("cdcgan_concat")
+    gan, reference = pair("cdcgan_concat")
     reference.g_optimizer.param_groups[0]["lr"] *= 1.01
-    assert failed(exact_checks(game, reference)) == {"weights after the updates", "average of the weights"}
+    assert failed(exact_checks(gan, reference)) == {"weights after the updates", "average of the weights"}
 
 
 def test_another_average_shows_in_the_average(pair: Pairs) -> None:
-    game, reference = pair("biggan_original")
+    gan, reference = pair("biggan_original")
     reference.trainer["ema"]["decay"] = 0.99
-    assert failed(exact_checks(game, reference)) == {"average of the weights"}
+    assert failed(exact_checks(gan, reference)) == {"average of the weights"}
 
 
 def test_bfloat16_points_where_float32_points() -> None:
@@ -123,13 +123,13 @@ def test_what_bfloat16_turns_is_the_sign_of_units_at_their_kink(monkeypatch: pyt
 def test_gradients_that_point_elsewhere_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a network's own precision breaks it: here, a loss whose sign autocast turns."""
 
-    def build(config: Any, **settings: Any) -> Game:
-        game = build_game(config, **settings)
+    def build(config: Any, **settings: Any) -> GANStep:
+        gan = build_gan(config, **settings)
         if config.precision == "bf16":
-            game.discriminator.register_forward_hook(lambda _, __, output: output._replace(logits=-output.logits))
-        return game
+            gan.discriminator.register_forward_hook(lambda _, __, output: output._replace(logits=-output.logits))
+        return gan
 
-    monkeypatch.setattr(gate, "build_game", build)
+    monkeypatch.setattr(gate, "build_gan", build)
     config = gate.small(compose("dcgan", "device=cpu"))
     checks = gate.aligned_checks(config, random_images(64, image_size=32))
     assert len(failed(checks)) == 2
@@ -155,11 +155,11 @@ def test_small_puts_every_term_into_effect() -> None:
 
 def test_shaken_weights_leave_no_gain_at_zero() -> None:
     config = gate.small(compose("biggan", "device=cpu"))
-    game = gate.shaken_game(config, random_images(8, image_size=32), PLAIN)
-    gammas = [value.detach() for name, value in game.generator.named_parameters() if name.endswith("gamma")]
+    gan = gate.shaken_gan(config, random_images(8, image_size=32), PLAIN)
+    gammas = [value.detach() for name, value in gan.generator.named_parameters() if name.endswith("gamma")]
     assert len(gammas) == 1
     assert all(abs(float(gamma)) > 1e-3 for gamma in gammas)
-    for module in game.discriminator.modules():
+    for module in gan.discriminator.modules():
         if isinstance(module, nn.utils.parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
             matrix = module[0].matrix(module.original.detach())
             assert float(module[0].sigma(module.original).detach()) == pytest.approx(

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cifargan.bench.gate import small
 from cifargan.bench.memory import CHOSEN, GB, IMAGES, Fit, LiveStorage, fit, which_batch_fits
 from cifargan.bench.presets import compose, random_images
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 
 
 def test_what_is_alive_and_the_most_that_was() -> None:
@@ -65,12 +65,12 @@ def test_a_trainer_holds_weights_moments_and_average_and_grows_with_the_batch() 
     assert [each.gigabytes for each in found.fits] == [4, 8, 16]
     with LiveStorage() as storage:
         images = random_images(IMAGES, image_size=32)
-        game = build_game(config, images=images, device=torch.device("cpu"), switches=CHOSEN)
-        game.iterate()
+        gan = build_gan(config, images=images, device=torch.device("cpu"), switches=CHOSEN)
+        gan.iterate()
         storage.peak = storage.now
-        game.iterate()
+        gan.iterate()
     assert found.peaks[4] == pytest.approx(storage.peak, rel=0.02)
-    g, d = (4 * sum(p.numel() for p in network.parameters()) for network in (game.generator, game.discriminator))
+    g, d = (4 * sum(p.numel() for p in network.parameters()) for network in (gan.generator, gan.discriminator))
     # Weights and two moments of both, the average, one network's gradients at the end of its step, and the images.
     still = 4 * g + 3 * d + min(g, d) + IMAGES * 3 * 32 * 32
     each = (found.peaks[16] - found.peaks[8]) / 8

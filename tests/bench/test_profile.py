@@ -53,10 +53,10 @@ def test_counters_that_lie_on_the_host_are_no_wait() -> None:
 
 def test_an_iteration_waits_for_nothing_and_its_operators_are_counted() -> None:
     config, images = small(compose("cdcgan_concat", "device=cpu")), random_images(16, image_size=32)
-    game, compiled = (
+    gan, compiled = (
         Variant(name="g", precision="fp32", switches=switches) for switches in (PLAIN, Switches(fused=True))
     )
-    plain, fused = (profile(prepare(each, config, images=images, device=CPU), CPU) for each in (game, compiled))
+    plain, fused = (profile(prepare(each, config, images=images, device=CPU), CPU) for each in (gan, compiled))
     assert plain.host_waits == fused.host_waits == 0
     assert plain.operators is not None
     assert fused.operators is not None

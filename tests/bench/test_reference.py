@@ -14,7 +14,7 @@ from cifargan.bench.gate import small
 from cifargan.bench.presets import compose, random_images
 from cifargan.bench.reference import build_reference, presets, reference_module, reference_name, reference_path
 from cifargan.errors import UserError
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 CPU = torch.device("cpu")
 
@@ -49,15 +49,15 @@ def test_names(own: str, theirs: str) -> None:
     assert reference_name(own) == theirs
 
 
-def test_weights_of_another_shape_are_refused(pair: Callable[..., tuple[Game, Any]]) -> None:
-    game, _ = pair("dcgan")
+def test_weights_of_another_shape_are_refused(pair: Callable[..., tuple[GANStep, Any]]) -> None:
+    gan, _ = pair("dcgan")
     _, other = pair("cdcgan_cbn")
     with pytest.raises(RuntimeError, match="norms"):
-        reference.copy_weights(game, other)
+        reference.copy_weights(gan, other)
 
 
 @pytest.mark.parametrize("preset", [name for name in presets() if name in ("biggan_lecam_diffaug", "cdcgan_cbn")])
-def test_an_iteration_moves_both_players_and_the_average(preset: str, pair: Callable[..., tuple[Game, Any]]) -> None:
+def test_an_iteration_moves_both_players_and_the_average(preset: str, pair: Callable[..., tuple[GANStep, Any]]) -> None:
     _, trainer = pair(preset)
     networks = (trainer.generator, trainer.discriminator, trainer.ema)
     before = [[p.detach().clone() for p in network.parameters()] for network in networks]

@@ -16,8 +16,8 @@ from cifargan.cli.errors import exit_code, explain, groups, options
 from cifargan.errors import UserError
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.step import GANStep
 from cifargan.training.tracking import Tracker
 
 Command = Callable[..., CompletedProcess[str]]
@@ -248,11 +248,11 @@ def test_out_of_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf the allocated memory ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cifargan.build.game.build_generator", no_memory)
+        patched.setattr("cifargan.build.gan.build_generator", no_memory)
         message = the_error(command("train", *quick))
         assert message.startswith("out of memory: lower trainer.batch_size, or raise trainer.accumulate")
         assert files() == {}
-    monkeypatch.setattr(Game, "iterate", no_memory)
+    monkeypatch.setattr(GANStep, "iterate", no_memory)
     message = the_error(command("train", *quick, "hydra.run.dir=run"), alone=False)
     assert message.startswith("out of memory: ")
     assert '"failed"' in (tmp_path / "run" / "status.json").read_text()
@@ -305,10 +305,10 @@ def test_a_disk_that_is_full_elsewhere(
 def test_a_bug_keeps_its_traceback(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(game: Game) -> None:
+    def bug(gan: GANStep) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
-    monkeypatch.setattr(Game, "iterate", bug)
+    monkeypatch.setattr(GANStep, "iterate", bug)
     ran = command("train", *quick, "hydra.run.dir=run")
     assert ran.returncode == 1
     assert "Traceback (most recent call last)" in ran.stderr

@@ -55,7 +55,7 @@ def test_the_free_memory_of_a_gpu_is_told(
 ) -> None:
     config, directory = composed(*quick), RunDirectory(tmp_path)
     trainer = build_trainer(config, directory)
-    trainer.game.device = torch.device("cuda", 1)
+    trainer.gan.device = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7_900_000_000, 8_040_000_000))
     with trainer.tracker:

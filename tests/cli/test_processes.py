@@ -21,7 +21,7 @@ from torch import Tensor
 from cifargan.errors import UserError
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 Command = Callable[..., CompletedProcess[str]]
 InProcesses = Callable[..., list[Any]]
@@ -48,14 +48,14 @@ def settings(quick: tuple[str, ...]) -> tuple[str, ...]:
 
 def trained(invoke: Command, folder: Path, overrides: tuple[str, ...], act: Act | None = None) -> Ended:
     """`cifargan train` in this process; `act` is called before each round."""
-    iterate = Game.iterate
+    iterate = GANStep.iterate
 
-    def spied(game: Game) -> Any:
+    def spied(gan: GANStep) -> Any:
         if act is not None:
-            act(dist.get_rank() if dist.is_initialized() else 0, game.step)
-        return iterate(game)
+            act(dist.get_rank() if dist.is_initialized() else 0, gan.step)
+        return iterate(gan)
 
-    with patch.object(Game, "iterate", spied):
+    with patch.object(GANStep, "iterate", spied):
         ran = invoke(folder, "train", *overrides)
     return Ended(ran.returncode, ran.stderr)
 
@@ -136,16 +136,16 @@ def test_divergence_in_one_process_is_that_of_the_run(
     def act(rank: int, step: int) -> None:
         seen.append(step)
 
-    generator_step = Game.generator_step
+    generator_step = GANStep.generator_step
 
-    def broken(game: Game) -> dict[str, Tensor]:
-        metrics = generator_step(game)
-        if (dist.get_rank(), game.step) == (1, 3) and seen.count(3) == 1:
+    def broken(gan: GANStep) -> dict[str, Tensor]:
+        metrics = generator_step(gan)
+        if (dist.get_rank(), gan.step) == (1, 3) and seen.count(3) == 1:
             # What one process sees on its part of the batch; the weights stay whole.
             metrics["loss/generator"] = torch.tensor(torch.nan)
         return metrics
 
-    with patch.object(Game, "generator_step", broken):
+    with patch.object(GANStep, "generator_step", broken):
         overrides = (*settings, f"trainer.on_divergence={what}")
         first, second = in_processes(2, trained, invoke, tmp_path, overrides, act)
     if what == "stop":

@@ -22,10 +22,10 @@ from cifargan.report.scores import Score
 from cifargan.report.summary import RunSummary
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 Command = Callable[..., CompletedProcess[str]]
-Play = Callable[[Game], dict[str, torch.Tensor]]
+Play = Callable[[GANStep], dict[str, torch.Tensor]]
 
 
 def parsed(*overrides: str) -> list[list[str]]:
@@ -98,14 +98,14 @@ def test_a_job_that_was_stopped_by_itself_leaves_its_sweep_undone(
 def test_a_sweep_goes_on_where_it_was_stopped(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play: Play = Game.iterate
+    play: Play = GANStep.iterate
 
-    def interrupted(game: Game) -> dict[str, torch.Tensor]:
-        if game.step == 1 and game.schedule.batch_size == 3:
+    def interrupted(gan: GANStep) -> dict[str, torch.Tensor]:
+        if gan.step == 1 and gan.schedule.batch_size == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return play(game)
+        return play(gan)
 
-    monkeypatch.setattr(Game, "iterate", interrupted)
+    monkeypatch.setattr(GANStep, "iterate", interrupted)
     jobs = (*quick, "trainer.steps=4", "trainer.batch_size=2,3,4")
     ran = command("train", "-m", *jobs)
     assert ran.returncode == 130
@@ -116,7 +116,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(
     assert again
     assert f"hydra.sweep.dir={sweep}" in again[1]
 
-    monkeypatch.setattr(Game, "iterate", play)
+    monkeypatch.setattr(GANStep, "iterate", play)
     before = content(sweep / "0")
     ran = command("train", "-m", *jobs, "sweep=resume")
     assert ran.returncode == 0, ran.stderr
@@ -147,14 +147,14 @@ def test_a_sweep_goes_on_where_it_was_stopped(
 def test_failed_jobs_are_redone_and_others_added(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play: Play = Game.iterate
+    play: Play = GANStep.iterate
 
-    def broken(game: Game) -> dict[str, torch.Tensor]:
-        if game.schedule.batch_size == 2:
+    def broken(gan: GANStep) -> dict[str, torch.Tensor]:
+        if gan.schedule.batch_size == 2:
             raise ZeroDivisionError("nobody foresaw this")
-        return play(game)
+        return play(gan)
 
-    monkeypatch.setattr(Game, "iterate", broken)
+    monkeypatch.setattr(GANStep, "iterate", broken)
     short = (*quick, "trainer.steps=1", r"hydra.sweep.dir='it\'s one'")
     ran = command("train", "-m", *short, "trainer.batch_size=2,4")
     sweep = tmp_path / "it's one"
@@ -167,7 +167,7 @@ def test_failed_jobs_are_redone_and_others_added(
         ran.stderr == f"error: {sweep} already holds a sweep: go on with it by sweep=resume, or choose another folder\n"
     )
 
-    monkeypatch.setattr(Game, "iterate", play)
+    monkeypatch.setattr(GANStep, "iterate", play)
     ran = command("train", "-m", *short, "trainer.batch_size=5,4,2", "sweep=resume")
     assert ran.returncode == 0, ran.stderr
     assert statuses(sweep) == ["finished"] * 3

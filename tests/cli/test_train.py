@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from cifargan.cli.run_log import RunLog
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.step import GANStep
 
 Command = Callable[..., CompletedProcess[str]]
 Files = Callable[[], dict[str, bytes]]
@@ -102,14 +102,14 @@ def test_a_sweep_goes_on_when_a_job_fails(command: Command, quick: tuple[str, ..
 def test_a_bug_in_a_job_is_traced_in_its_folder(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = Game.iterate
+    play = GANStep.iterate
 
-    def sometimes(game: Game) -> dict[str, torch.Tensor]:
-        if game.schedule.batch_size == 2:
+    def sometimes(gan: GANStep) -> dict[str, torch.Tensor]:
+        if gan.schedule.batch_size == 2:
             raise ZeroDivisionError("nobody foresaw this")
-        return play(game)
+        return play(gan)
 
-    monkeypatch.setattr(Game, "iterate", sometimes)
+    monkeypatch.setattr(GANStep, "iterate", sometimes)
     ran = command("train", "--multirun", *quick, "trainer.batch_size=2,4", "hydra.sweep.dir=sweep")
     assert ran.returncode == 2
     assert "1 of 2 jobs finished" in ran.stdout
@@ -142,10 +142,10 @@ def test_a_sweep_over_three_settings(command: Command, quick: tuple[str, ...], t
 def test_stopping_one_job_stops_the_sweep(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(game: Game) -> None:
+    def stop(gan: GANStep) -> None:
         raise InterruptedRunError(signal.SIGINT, "stopped at step 0")
 
-    monkeypatch.setattr(Game, "iterate", stop)
+    monkeypatch.setattr(GANStep, "iterate", stop)
     ran = command("train", "-m", *quick, "seed=1,2", "hydra.sweep.dir=sweep")
     assert ran.returncode == 130
     assert ran.stderr.splitlines()[-1].startswith("error: stopped at step 0; go on with: cifargan train resume=")
@@ -206,15 +206,15 @@ def test_a_job_script_says_resume_latest_again_and_again(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = ("train", "resume=latest", *quick, "model=dcgan", "seed=3")
-    play, stop_at = Game.iterate, 1
+    play, stop_at = GANStep.iterate, 1
 
-    def until(game: Game) -> dict[str, torch.Tensor]:
-        if game.step == stop_at:
+    def until(gan: GANStep) -> dict[str, torch.Tensor]:
+        if gan.step == stop_at:
             raise SystemExit(9)
-        return play(game)
+        return play(gan)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Game, "iterate", until)
+        patched.setattr(GANStep, "iterate", until)
         assert command(*script).returncode == 9
     (run,) = (tmp_path / "outputs" / "dcgan").iterdir()
     # It ended without a word: that is what a status of a process that is no more looks like.
@@ -280,10 +280,10 @@ def test_a_run_that_ended_early_stays_ended_until_something_is_changed(command: 
 def test_a_second_ctrl_c_is_an_interruption_and_no_failure(
     command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(game: Game) -> None:
+    def stop(gan: GANStep) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Game, "iterate", stop)
+    monkeypatch.setattr(GANStep, "iterate", stop)
     assert command("train", *quick, "hydra.run.dir=run").returncode == 130
     assert RunDirectory(tmp_path / "run").status()["status"] == "interrupted"
 

@@ -17,7 +17,7 @@ from cifargan.cli import tune
 from cifargan.cli.tune import Trials
 from cifargan.errors import UserError
 from cifargan.evaluation.records import read_file
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 Command = Callable[..., CompletedProcess[str]]
 RATE = "optimizer.generator.lr=interval(1e-5,1e-3)"
@@ -84,13 +84,13 @@ def test_a_search_from_beginning_to_end(command: Command, scored: tuple[str, ...
 def test_ctrl_c_stops_a_search(
     command: Command, scored: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = Game.iterate
+    play = GANStep.iterate
 
-    def interrupted(game: Game) -> dict[str, torch.Tensor]:
+    def interrupted(gan: GANStep) -> dict[str, torch.Tensor]:
         os.kill(os.getpid(), signal.SIGINT)
-        return play(game)
+        return play(gan)
 
-    monkeypatch.setattr(Game, "iterate", interrupted)
+    monkeypatch.setattr(GANStep, "iterate", interrupted)
     ran = command("tune", *scored, RATE)
     assert ran.returncode == 130
     assert "none of n_trials=20, in " in ran.stdout
@@ -127,10 +127,10 @@ def test_a_pruned_trial_ends_at_once(command: Command, scored: tuple[str, ...], 
 
 
 def test_a_failed_trial_says_why(scored: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(game: Game) -> None:
+    def broken(gan: GANStep) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
-    monkeypatch.setattr(Game, "iterate", broken)
+    monkeypatch.setattr(GANStep, "iterate", broken)
     ended = Trials(None, []).train([*scored], tmp_path / "0", Decided(pruned=False))  # type: ignore[arg-type]
     assert ended.error == "a bug in cifargan: ZeroDivisionError('nobody foresaw this')"
     assert not ended.interrupted

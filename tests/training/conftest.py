@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.build.parts import build_data
 from cifargan.build.settings import plain
 from cifargan.build.trainer import build_trainer
@@ -27,11 +27,11 @@ from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.training.ema import WeightAverage
-from cifargan.training.game import Game
 from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.step import GANStep
 from cifargan.training.trainer import Trainer
 
 SMALL = [
@@ -84,8 +84,8 @@ def images() -> ImageSet:
 
 
 @pytest.fixture
-def new_game(images: ImageSet) -> Callable[..., Game]:
-    """A function that makes a game of two narrow networks; each part and each number can be replaced.
+def new_gan(images: ImageSet) -> Callable[..., GANStep]:
+    """A function that makes a gan of two narrow networks; each part and each number can be replaced.
 
     `generator` and `discriminator` are functions, so that their weights are drawn after seeding.
     """
@@ -106,7 +106,7 @@ def new_game(images: ImageSet) -> Callable[..., Game]:
         device: str = "cpu",
         switches: Switches = PLAIN,
         **schedule: Any,
-    ) -> Game:
+    ) -> GANStep:
         torch.manual_seed(0)
         target = torch.device(device)
         shape = {"num_classes": images.num_classes, "image_size": images.image_size}
@@ -121,7 +121,7 @@ def new_game(images: ImageSet) -> Callable[..., Game]:
         }
         numbers |= {"samples_per_class": 2, "checkpoint_every": 5, "keep": 2, **schedule}
         plan = Schedule(**numbers)
-        return Game(
+        return GANStep(
             generator=g,
             discriminator=d,
             loss=loss or HingeLoss(),
@@ -175,12 +175,12 @@ def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.fixture
-def game_of() -> Callable[..., Game]:
-    """A function that builds the game of the shipped configuration with overrides, and no trainer around it."""
+def game_of() -> Callable[..., GANStep]:
+    """A function that builds the gan of the shipped configuration with overrides, and no trainer around it."""
 
-    def make(*overrides: str) -> Game:
+    def make(*overrides: str) -> GANStep:
         config = composed(*overrides)
-        return build_game(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
+        return build_gan(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
 
     return make
 

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from cifargan.bench.gate import small
 from cifargan.bench.presets import compose, random_images
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import conf_dir
-from cifargan.training.game import Game
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
 META = torch.device("meta")
 CHOSEN = Switches(channels_last=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
@@ -53,19 +53,19 @@ class Astray(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def game_on_meta(preset: str) -> Game:
+def game_on_meta(preset: str) -> GANStep:
     config = small(compose(preset))
-    return build_game(config, images=random_images(64, image_size=config.data.image_size), device=META, switches=CHOSEN)
+    return build_gan(config, images=random_images(64, image_size=config.data.image_size), device=META, switches=CHOSEN)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_device_part_of_a_round_reads_nothing_and_has_nothing_on_the_host(preset: str) -> None:
-    game = game_on_meta(preset)
+    gan = game_on_meta(preset)
     with Astray() as astray:
         for _ in range(2):  # in the first, optimisers make their moments
-            game.prepare()
+            gan.prepare()
             astray.found.clear()
-            metrics = game.play()
+            metrics = gan.play()
             assert astray.found == set()
     assert {value.device for value in metrics.values()} == {META}
 

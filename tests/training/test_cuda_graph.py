@@ -10,37 +10,37 @@ from torch import Tensor
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.regularizers import LeCam
 from cifargan.training.cuda_graph import WARM_UP, CapturedStep
-from cifargan.training.game import Game
 from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
-GameMaker = Callable[..., Game]
+GameMaker = Callable[..., GANStep]
 Round = Callable[[], dict[str, Tensor]]
 
 
 class StandIn(CapturedStep):
     """A recording without CUDA: what it replays is made by `make`, from the round."""
 
-    make: Callable[[Game], Round]
-    game: Game
+    make: Callable[[GANStep], Round]
+    gan: GANStep
 
     def record(self) -> Round:
-        return self.make(self.game)
+        return self.make(self.gan)
 
     def _play_apart(self) -> dict[str, Tensor]:
         return self.play()
 
 
-def recorded(game: Game, make: Callable[[Game], Round]) -> Game:
-    stand_in = StandIn(game.play, tensors=game.tensors, generators=[game.stream.generator], device=game.device)
-    stand_in.make, stand_in.game = make, game
-    game.round = stand_in
-    return game
+def recorded(gan: GANStep, make: Callable[[GANStep], Round]) -> GANStep:
+    stand_in = StandIn(gan.play, tensors=gan.tensors, generators=[gan.stream.generator], device=gan.device)
+    stand_in.make, stand_in.gan = make, gan
+    gan.round = stand_in
+    return gan
 
 
-def rich(new_game: GameMaker) -> Game:
-    return new_game(
+def rich(new_gan: GameMaker) -> GANStep:
+    return new_gan(
         optimizer=adam,
         regularizer=LeCam(start=2),
         augment=DiffAugment(),
@@ -50,12 +50,12 @@ def rich(new_game: GameMaker) -> Game:
     )
 
 
-def replayed(game: Game) -> Round:
+def replayed(gan: GANStep) -> Round:
     """Into the same tensors each time, as a graph does."""
     static: dict[str, Tensor] = {}
 
     def replay() -> dict[str, Tensor]:
-        for name, value in game.play().items():
+        for name, value in gan.play().items():
             static.setdefault(name, torch.empty_like(value)).copy_(value)
         return static
 
@@ -63,12 +63,12 @@ def replayed(game: Game) -> Round:
 
 
 def test_a_faithful_recording_is_played_and_its_trial_leaves_no_trace(
-    new_game: GameMaker, differences: Callable[[object, object], list[str]], caplog: pytest.LogCaptureFixture
+    new_gan: GameMaker, differences: Callable[[object, object], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    played, plain = 0, rich(new_game)
+    played, plain = 0, rich(new_gan)
 
-    def make(game: Game) -> Round:
-        replay = replayed(game)
+    def make(gan: GANStep) -> Round:
+        replay = replayed(gan)
 
         def counted() -> dict[str, Tensor]:
             nonlocal played
@@ -80,48 +80,48 @@ def test_a_faithful_recording_is_played_and_its_trial_leaves_no_trace(
     torch.manual_seed(5)
     expected = [plain.iterate() for _ in range(8)]
     end = plain.state()
-    game = recorded(rich(new_game), make)
+    gan = recorded(rich(new_gan), make)
     torch.manual_seed(5)
     for metrics in expected:
-        torch.testing.assert_close(game.iterate(), metrics, rtol=0, atol=0)
-    assert differences(game.state(), end) == []
+        torch.testing.assert_close(gan.iterate(), metrics, rtol=0, atol=0)
+    assert differences(gan.state(), end) == []
     assert played == 1 + 8 - WARM_UP  # the trial, and every round after the first few
     assert caplog.text == ""
 
 
-def frozen_noise(game: Game) -> Round:
+def frozen_noise(gan: GANStep) -> Round:
     """A fault of hand-made graphs: the random numbers of the recording, again and again."""
 
     def replay() -> dict[str, Tensor]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return game.play()
+            return gan.play()
 
     return replay
 
 
-def lost_update(game: Game) -> Round:
+def lost_update(gan: GANStep) -> Round:
     """Another: one network is left out. Random numbers are drawn as ever."""
 
     def replay() -> dict[str, Tensor]:
-        weights = [weight.clone() for weight in game.discriminator.parameters()]
-        metrics = game.play()
-        for weight, before in zip(game.discriminator.parameters(), weights, strict=True):
+        weights = [weight.clone() for weight in gan.discriminator.parameters()]
+        metrics = gan.play()
+        for weight, before in zip(gan.discriminator.parameters(), weights, strict=True):
             weight.data.copy_(before)
         return {**metrics, "gradient_norm/discriminator": torch.zeros(())}
 
     return replay
 
 
-def refused(game: Game) -> Round:
+def refused(gan: GANStep) -> Round:
     raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
 
-def torn(game: Game) -> Round:
+def torn(gan: GANStep) -> Round:
     """Memory that runs out in the middle of a replay, when half of the round has happened."""
 
     def replay() -> dict[str, Tensor]:
-        game.discriminator_step()
+        gan.discriminator_step()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     return replay
@@ -137,43 +137,43 @@ def torn(game: Game) -> Round:
     ],
 )
 def test_a_recording_that_fails_or_differs_is_not_used_and_training_goes_on_as_without(
-    new_game: GameMaker,
+    new_gan: GameMaker,
     differences: Callable[[object, object], list[str]],
     caplog: pytest.LogCaptureFixture,
-    make: Callable[[Game], Round],
+    make: Callable[[GANStep], Round],
     reason: str,
 ) -> None:
-    plain = rich(new_game)
+    plain = rich(new_gan)
     torch.manual_seed(5)
     for _ in range(7):
         plain.iterate()
     end = plain.state()
-    game = recorded(rich(new_game), make)
+    gan = recorded(rich(new_gan), make)
     torch.manual_seed(5)
     for _ in range(7):
-        game.iterate()
-    assert differences(game.state(), end) == []
+        gan.iterate()
+    assert differences(gan.state(), end) == []
     (line,) = [record.getMessage() for record in caplog.records]
     assert reason in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_round_changes_nothing_but_what_it_says_it_changes(new_game: GameMaker, scaled: bool) -> None:
+def test_a_round_changes_nothing_but_what_it_says_it_changes(new_gan: GameMaker, scaled: bool) -> None:
     """What the trial restores is complete: a round played, undone and played again is the same round."""
-    game = rich(new_game)
+    gan = rich(new_gan)
     # As in fp16. It doubles with every good update, so a second one would be seen in it.
-    game.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1, enabled=scaled)
-    game.iterate()
-    trial = recorded(game, replayed).round
+    gan.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1, enabled=scaled)
+    gan.iterate()
+    trial = recorded(gan, replayed).round
     assert isinstance(trial, CapturedStep)
-    game.prepare()
+    gan.prepare()
     before = trial._snapshot()
-    first = {name: value.clone() for name, value in game.play().items()}
-    scale = game.precision.figures()
+    first = {name: value.clone() for name, value in gan.play().items()}
+    scale = gan.precision.figures()
     trial._restore(before)
-    torch.testing.assert_close(game.play(), first, rtol=0, atol=0)
-    assert game.precision.figures() == scale
+    torch.testing.assert_close(gan.play(), first, rtol=0, atol=0)
+    assert gan.precision.figures() == scale
     assert len(scale) == int(scaled)
 
 
@@ -181,11 +181,11 @@ def test_a_round_changes_nothing_but_what_it_says_it_changes(new_game: GameMaker
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2)])
 def test_a_real_graph_plays_the_rounds_of_the_loop(
-    new_game: GameMaker, caplog: pytest.LogCaptureFixture, precision: PrecisionName, tolerance: float
+    new_gan: GameMaker, caplog: pytest.LogCaptureFixture, precision: PrecisionName, tolerance: float
 ) -> None:
     ends = []
     for graph in (False, True):
-        game = new_game(
+        gan = new_gan(
             optimizer=partial(adam, fused=True, recorded=graph),
             regularizer=LeCam(start=2),
             augment=DiffAugment(),
@@ -193,11 +193,11 @@ def test_a_real_graph_plays_the_rounds_of_the_loop(
             d_steps=2,
             lr_decay_from=3,
         )
-        game.switches = Switches(graph=graph)
-        game.precision = Precision(precision, game.device)
-        game.round = game._recorded_play()
+        gan.switches = Switches(graph=graph)
+        gan.precision = Precision(precision, gan.device)
+        gan.round = gan._recorded_play()
         torch.cuda.manual_seed(5)
-        ends.append([{name: value.item() for name, value in game.iterate().items()} for _ in range(9)])
+        ends.append([{name: value.item() for name, value in gan.iterate().items()} for _ in range(9)])
     assert caplog.text == ""
     for plain, replay in zip(*ends, strict=True):
         assert replay == pytest.approx(plain, rel=tolerance, abs=tolerance)

@@ -12,7 +12,7 @@ from cifargan.models.biggan import BigGANGenerator
 from cifargan.models.interface import Generator
 from cifargan.models.spectral import SpectralNorm
 from cifargan.training.ema import WeightAverage, copy_buffers
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 
 class OneWeight(Generator):
@@ -98,15 +98,15 @@ def test_settings_out_of_range_are_refused_in_one_line(bad: dict[str, float]) ->
     assert "\n" not in str(error.value)
 
 
-def test_buffers_are_copied_and_not_averaged(new_game: Callable[..., Game]) -> None:
+def test_buffers_are_copied_and_not_averaged(new_gan: Callable[..., GANStep]) -> None:
     small = partial(BigGANGenerator, latent_dim=9, channels=8, attention=[8], class_embedding_dim=4)
-    game = new_game(generator=small, ema={"decay": 0.9}, g_lr=0.1)
-    vectors = [module for module in game.ema.generator.modules() if isinstance(module, SpectralNorm)]
+    gan = new_gan(generator=small, ema={"decay": 0.9}, g_lr=0.1)
+    vectors = [module for module in gan.ema.generator.modules() if isinstance(module, SpectralNorm)]
     before = [module.u.clone() for module in vectors]
     for _ in range(3):
-        game.iterate()
-    live = dict(game.generator.named_buffers())
-    there = dict(game.ema.generator.named_buffers())
+        gan.iterate()
+    live = dict(gan.generator.named_buffers())
+    there = dict(gan.ema.generator.named_buffers())
     assert live.keys() == there.keys()
     assert all(torch.equal(live[name], there[name]) for name in live)
     # The vectors did turn, so that an average of them would have been shorter than 1.
@@ -120,7 +120,7 @@ def test_buffers_are_copied_and_not_averaged(new_game: Callable[..., Game]) -> N
     assert counters
     assert all(value.dtype == torch.int64 and int(value) == 6 for value in counters)
     # Weights are averaged all the same.
-    weights = zip(game.generator.parameters(), game.ema.generator.parameters(), strict=True)
+    weights = zip(gan.generator.parameters(), gan.ema.generator.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in weights if a.numel() > 1)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.build.parts import build_discriminator, build_generator
 from cifargan.build.trainer import take_over
 from cifargan.data.sources import ImageSet
@@ -17,7 +17,7 @@ from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.runs.checkpoint import Description
 from cifargan.training.finetune import Start, blocks, freeze_first
-from cifargan.training.game import Game, frozen
+from cifargan.training.step import GANStep, frozen
 
 BIGGAN = (
     *("model=biggan", "data=digits", "data.image_size=16", "init=there", "trainer.batch_size=4", "trainer.d_steps=1"),
@@ -66,12 +66,12 @@ def start_of(config: DictConfig, classes: int, *, plain: bool = False) -> Start:
     )
 
 
-def game_of(config: DictConfig, classes: int, start: Start | None = None) -> Game:
+def game_of(config: DictConfig, classes: int, start: Start | None = None) -> GANStep:
     images = images_of(classes)
-    game = build_game(config, images=images, device=torch.device("cpu"))
+    gan = build_gan(config, images=images, device=torch.device("cpu"))
     if start is not None:
-        take_over(start, game, config, images)
-    return game
+        take_over(start, gan, config, images)
+    return gan
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_what_depends_on_classes_is_new_and_all_else_is_not(
 ) -> None:
     config = composed(*overrides)
     start, untouched = start_of(config, 10), game_of(config, 3)
-    game = game_of(config, 3, start)
+    gan = game_of(config, 3, start)
     assert start.new == new
     assert start.facts()["new"] == new
     assert f"new for 3 classes instead of 10: {', '.join(new)}" in start.lines(("a", "b", "c"))[1]
     fresh = {name.replace(".weight", "") for name in new}
     assert start.discriminator is not None
     for name, network, weights, before in (
-        ("generator", game.generator, start.generator, untouched.generator),
-        ("generator", game.ema.generator, start.ema, untouched.generator),
-        ("discriminator", game.discriminator, start.discriminator, untouched.discriminator),
+        ("generator", gan.generator, start.generator, untouched.generator),
+        ("generator", gan.ema.generator, start.ema, untouched.generator),
+        ("discriminator", gan.discriminator, start.discriminator, untouched.discriminator),
     ):
         anew = 0
         for key, tensor in network.state_dict().items():
@@ -108,26 +108,26 @@ def test_what_depends_on_classes_is_new_and_all_else_is_not(
             anew += is_new
             assert torch.equal(tensor, before.state_dict()[key] if is_new else weights[key]), key
         assert anew
-    assert game.step == 0
-    assert not game.g_optimizer.state
+    assert gan.step == 0
+    assert not gan.g_optimizer.state
     # The average goes on from its own weights, which are not those of the generator.
     assert any(not torch.equal(start.ema[key], start.generator[key]) for key in start.ema)
-    game.iterate()
+    gan.iterate()
 
 
 def test_a_file_gives_its_generator_to_one_with_spectral_norm(composed: Composed) -> None:
     config = composed(*BIGGAN)
     start, untouched = start_of(config, 3, plain=True), game_of(config, 3)
-    game = game_of(config, 3, start)
+    gan = game_of(config, 3, start)
     with torch.device("cpu"):
         exported = build_generator(config.model.generator, num_classes=3, image_size=16)
     remove_spectral_norm_(exported)
     exported.load_state_dict(dict(start.generator))
     z, y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
-    for network in (game.generator.eval(), game.ema.generator):
+    for network in (gan.generator.eval(), gan.ema.generator):
         # The largest singular value of what was divided by its own is 1, as far as 15 iterations find it.
         torch.testing.assert_close(network(z, y), exported.eval()(z, y), atol=0.02, rtol=0)
-    own, theirs = game.discriminator.state_dict(), untouched.discriminator.state_dict()
+    own, theirs = gan.discriminator.state_dict(), untouched.discriminator.state_dict()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
     assert "it starts anew" in start.lines(tuple("klm"))[1]
 
@@ -172,11 +172,11 @@ def test_frozen_blocks_stay_as_they_are(composed: Composed, overrides: tuple[str
     # Hinge's gradients for a bias can cancel; those of the cross-entropy do not.
     rest = [override for override in overrides if not override.startswith("loss=")]
     config = composed(*rest, "loss=bce", "trainer.freeze_d=1", "trainer.batched_spectral_norm=true")
-    game = game_of(config, 3, start_of(config, 3))
-    held = {weight for layer in blocks(game.discriminator)[0] for weight in layer.parameters()}
-    before = {weight: weight.clone() for weight in game.discriminator.parameters()}
+    gan = game_of(config, 3, start_of(config, 3))
+    held = {weight for layer in blocks(gan.discriminator)[0] for weight in layer.parameters()}
+    before = {weight: weight.clone() for weight in gan.discriminator.parameters()}
     for _ in range(3):
-        game.iterate()
+        gan.iterate()
     assert held
     for weight, value in before.items():
         # A zero that gets no gradient stays one: a first bias before batch norm, say.
@@ -184,7 +184,7 @@ def test_frozen_blocks_stay_as_they_are(composed: Composed, overrides: tuple[str
         assert weight.requires_grad == (weight not in held)
     # And it goes on from its state.
     again = game_of(config, 3)
-    again.load_state(game.state())
+    again.load_state(gan.state())
     assert not any(weight.requires_grad for layer in blocks(again.discriminator)[0] for weight in layer.parameters())
     again.iterate()
 

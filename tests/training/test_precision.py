@@ -8,9 +8,9 @@ from torch import nn
 
 from cifargan.bench.profile import Counter
 from cifargan.errors import UserError
-from cifargan.training.game import Game
 from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName, resolve
+from cifargan.training.step import GANStep
 
 CPU = torch.device("cpu")
 
@@ -86,13 +86,13 @@ def test_an_overflow_skips_the_update_lowers_the_scale_and_is_no_divergence() ->
     assert precision.figures() == {"loss_scale": 512.0}
 
 
-def test_several_discriminator_updates_a_round_work_with_loss_scaling(new_game: Callable[..., Game]) -> None:
-    plain, scaling = new_game(d_steps=3), new_game(d_steps=3)
+def test_several_discriminator_updates_a_round_work_with_loss_scaling(new_gan: Callable[..., GANStep]) -> None:
+    plain, scaling = new_gan(d_steps=3), new_gan(d_steps=3)
     scaling.precision = scaled(256.0)
-    for game in (plain, scaling):
+    for gan in (plain, scaling):
         torch.manual_seed(1)
-        game.iterate()
-        game.iterate()
+        gan.iterate()
+        gan.iterate()
     for a, b in zip(plain.discriminator.parameters(), scaling.discriminator.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(plain.generator.parameters(), scaling.generator.parameters(), strict=True):

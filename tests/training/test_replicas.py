@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cifargan.bench.presets import compose, narrowed, random_images
 from cifargan.bench.trace import float64
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.training.speed import Switches
 
@@ -32,9 +32,9 @@ def played(recipe: str, accumulate: int) -> dict[str, Any]:
         config.regularizer.start = 2
     images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few rounds
     with float64():
-        game = build_game(config, images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
-        metrics = [game.iterate() for _ in range(STEPS)][-1]
-    state = game.state()
+        gan = build_gan(config, images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
+        metrics = [gan.iterate() for _ in range(STEPS)][-1]
+    state = gan.state()
     weights = {key: state[key] for key in ("generator", "discriminator", "ema", "regularizer")}
     return {"weights": weights, "rng": state["rng"]["cpu"], "stream": state["stream"], "metrics": metrics}
 

@@ -1,4 +1,4 @@
-"""State dicts back into networks and optimisers. What a whole game says of other networks is in test_game.py."""
+"""State dicts back into networks and optimisers. What a whole gan says of other networks is in test_step.py."""
 
 import pytest
 import torch

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cifargan.errors import UserError
-from cifargan.training.game import Game
 from cifargan.training.schedule import Schedule
+from cifargan.training.step import GANStep
 
 GOOD: dict[str, Any] = {
     "steps": 100,
@@ -86,19 +86,19 @@ def test_a_decay_that_begins_at_the_end_never_begins() -> None:
     assert schedule.learning_rate_factor(99) == 1.0
 
 
-def rates(game: Game) -> tuple[float, float]:
-    return game.g_optimizer.param_groups[0]["lr"], game.d_optimizer.param_groups[0]["lr"]
+def rates(gan: GANStep) -> tuple[float, float]:
+    return gan.g_optimizer.param_groups[0]["lr"], gan.d_optimizer.param_groups[0]["lr"]
 
 
-def test_both_optimisers_follow_also_after_a_resume(new_game: Callable[..., Game]) -> None:
+def test_both_optimisers_follow_also_after_a_resume(new_gan: Callable[..., GANStep]) -> None:
     settings: dict[str, Any] = {"g_lr": 1e-3, "d_lr": 4e-3, "steps": 4, "lr_decay_from": 2}
-    game = new_game(**settings)
+    gan = new_gan(**settings)
     seen = []
     for _ in range(3):
-        game.iterate()
-        seen.append(rates(game))
-    resumed = new_game(**settings)
-    resumed.load_state(game.state())
+        gan.iterate()
+        seen.append(rates(gan))
+    resumed = new_gan(**settings)
+    resumed.load_state(gan.state())
     resumed.iterate()
     seen.append(rates(resumed))
     expected = [(1e-3, 4e-3), (1e-3, 4e-3), (1e-3, 4e-3), (5e-4, 2e-3)]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cifargan.models.resampling import PooledConv2d
-from cifargan.training.game import Game
 from cifargan.training.speed import PLAIN, Speed, Switches, remembered
+from cifargan.training.step import GANStep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ON_CPU = Switches(
@@ -139,7 +139,7 @@ OTHERS = {
     ["channels_last=true", "fused=true", "batched_spectral_norm=true", "fold=true", "speed=auto"],
 )
 @pytest.mark.parametrize("recipe", ["biggan", *OTHERS])
-def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., Game], recipe: str, setting: str) -> None:
+def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., GANStep], recipe: str, setting: str) -> None:
     overrides = [*(BIGGAN if recipe == "biggan" else OTHERS[recipe]), "trainer.speed=plain"]
     games = [game_of(*overrides), game_of(*overrides, f"trainer.{setting}")]
     assert games[1].switches != PLAIN
@@ -150,27 +150,27 @@ def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., Game], 
     for a, b in zip(expected, actual, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
     for network in ("generator", "discriminator"):
-        a, b = (dict(getattr(game, network).state_dict()) for game in games)
+        a, b = (dict(getattr(gan, network).state_dict()) for gan in games)
         torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
 
 
 def test_all_at_once_are_bit_equal_from_run_to_run(
-    game_of: Callable[..., Game], differences: Callable[[Any, Any], list[str]]
+    game_of: Callable[..., GANStep], differences: Callable[[Any, Any], list[str]]
 ) -> None:
     overrides = [*BIGGAN, "deterministic=true", "trainer.fold=true"]
-    games: list[Game] = []
+    games: list[GANStep] = []
     for _ in range(2):
-        game = game_of(*overrides)
-        assert game.switches == ON_CPU
+        gan = game_of(*overrides)
+        assert gan.switches == ON_CPU
         for _ in range(3):
-            game.iterate()
-        games.append(game)
+            gan.iterate()
+        games.append(gan)
     assert differences(games[0].state(), games[1].state()) == []
 
 
 @pytest.mark.slow
 def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
-    game_of: Callable[..., Game], monkeypatch: pytest.MonkeyPatch
+    game_of: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_compile = torch.compile
     graphs: list[int] = []
@@ -194,11 +194,11 @@ def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_compiled_code_plays_the_same_round(new_game: Callable[..., Game], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_plays_the_same_round(new_gan: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing may be added to the first term: a sum that is its own first summand once lost its gradient.
     monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
-    plain = new_game()
-    fast = new_game(switches=Switches(compile="default"))
+    plain = new_gan()
+    fast = new_gan(switches=Switches(compile="default"))
     for _ in range(2):
         torch.manual_seed(1)
         expected = plain.iterate()

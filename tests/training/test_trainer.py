@@ -28,9 +28,9 @@ from cifargan.runs.checkpoint import CheckpointStore, State, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.collapse import ScoreWatch
-from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
+from cifargan.training.step import GANStep
 from cifargan.training.trainer import Trainer
 
 TrainerMaker = Callable[..., Trainer]
@@ -110,14 +110,14 @@ def last_state(path: Path) -> State:
 
 def during(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
     """Do something while step `step` is under way."""
-    iterate = trainer.game.iterate
+    iterate = trainer.gan.iterate
 
     def wrapped() -> dict[str, Tensor]:
         if trainer.step == step - 1:
             act()
         return iterate()
 
-    monkeypatch.setattr(trainer.game, "iterate", wrapped)
+    monkeypatch.setattr(trainer.gan, "iterate", wrapped)
 
 
 def terminate() -> None:
@@ -171,7 +171,7 @@ def test_an_interrupted_run_ends_in_the_same_bits_as_a_straight_one(
     overrides = [*RECIPES[recipe], TWO_CLASSES]
     straight = new_trainer("straight", *overrides)
     straight.fit()
-    images_seen = straight.game.stream.images_seen
+    images_seen = straight.gan.stream.images_seen
     assert images_seen == 8 * 10 * straight.schedule.d_steps > len(straight.images)
 
     first = new_trainer("resumed", *overrides)
@@ -229,13 +229,13 @@ def test_training_goes_on_as_if_nobody_had_looked(
     short = ["trainer.steps=2", "trainer.lr_decay_from=1"]
     quiet = new_trainer("quiet", *RECIPES[recipe], *short)
     quiet.fit()
-    expected = quiet.game.state()
+    expected = quiet.gan.state()
     watched = new_trainer("watched", *RECIPES[recipe], *short, "trainer.sample_every=1")
     watched.scoring.evaluator = Scripted(5.0, 4.0)
     watched.fit()
     assert len(list((tmp_path / "watched" / "samples").glob("step_*.png"))) == 2
     assert watched.best_score == 4.0
-    assert differences(expected, watched.game.state()) == []
+    assert differences(expected, watched.gan.state()) == []
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_a_second_ctrl_c_ends_it_at_once(new_trainer: TrainerMaker) -> None:
 
 def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Hand out images that are no numbers in one step."""
-    draw = trainer.game.stream.take
+    draw = trainer.gan.stream.take
     calls = 0
 
     def wrapped() -> tuple[Tensor, Tensor]:
@@ -318,7 +318,7 @@ def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int) -> None
         x, y = draw()
         return (x * torch.nan if calls == step else x), y
 
-    monkeypatch.setattr(trainer.game.stream, "take", wrapped)
+    monkeypatch.setattr(trainer.gan.stream, "take", wrapped)
 
 
 def test_a_diverged_run_names_the_term_the_step_and_the_last_good_checkpoint(
@@ -364,16 +364,16 @@ def test_a_generator_that_its_last_update_broke_is_told_by_its_weights(
     new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.sample_every=2", "trainer.ema.decay=0")
-    iterate = trainer.game.iterate
+    iterate = trainer.gan.iterate
 
     def broken() -> dict[str, Tensor]:
         metrics = iterate()
         with torch.no_grad():
-            for parameter in trainer.game.ema.generator.parameters():
+            for parameter in trainer.gan.ema.generator.parameters():
                 parameter.fill_(torch.nan)
         return metrics
 
-    monkeypatch.setattr(trainer.game, "iterate", broken)
+    monkeypatch.setattr(trainer.gan, "iterate", broken)
     with pytest.raises(DivergedError, match=r"^weights/average is not finite at step 2: "):
         trainer.fit()
     assert trainer.checkpoints.steps() == []
@@ -466,7 +466,7 @@ def test_an_evaluation_that_fails_costs_itself_and_not_the_run(
     assert (result.step, result.best_score) == (2, None)
     assert str(error).splitlines()[0] in caplog.text
     assert ("Traceback" in caplog.text) == isinstance(error, LookupError)
-    assert differences(quiet.game.state(), trainer.game.state()) == []
+    assert differences(quiet.gan.state(), trainer.gan.state()) == []
 
 
 def test_a_signal_before_the_final_scores_does_not_wait_for_them(new_trainer: TrainerMaker) -> None:
@@ -490,7 +490,7 @@ def test_real_evaluations_leave_no_trace_in_the_training(new_trainer: TrainerMak
         *("evaluator.final_samples=20", "evaluator.full=true"),
     )
     result = scored.fit()
-    assert differences(quiet.game.state(), scored.game.state()) == []
+    assert differences(quiet.gan.state(), scored.gan.state()) == []
     keys = [record.key for record in result.records if record.class_name is None]
     assert "fd_lite0_32_n20_train" in keys
     assert "precision_lite0_32_n20_test" in keys
@@ -510,14 +510,14 @@ def test_what_is_logged_is_the_mean_over_the_window(
 ) -> None:
     trainer = new_trainer("run", *EVERYTHING, "trainer.steps=7", "trainer.log_every=4", "trainer.lr_decay_from=0")
     seen: list[dict[str, float]] = []
-    iterate = trainer.game.iterate
+    iterate = trainer.gan.iterate
 
     def wrapped() -> dict[str, Tensor]:
         metrics = iterate()
         seen.append({name: float(value) for name, value in metrics.items()})
         return metrics
 
-    monkeypatch.setattr(trainer.game, "iterate", wrapped)
+    monkeypatch.setattr(trainer.gan, "iterate", wrapped)
     trainer.fit()
     first, last = scalars(tmp_path / "run")
     assert (first["step"], last["step"]) == (4, 7)
@@ -574,11 +574,11 @@ def test_the_batch_norm_of_a_grid_is_as_set(
 def test_what_is_shown_and_scored_are_the_averaged_weights(new_trainer: TrainerMaker) -> None:
     trainer = new_trainer("run", *SIMPLE)
     with trainer.tracker, torch.no_grad():
-        for parameter in trainer.game.ema.generator.parameters():
+        for parameter in trainer.gan.ema.generator.parameters():
             parameter.zero_()
     images = trainer.sampler().sample(3, seed=0)
     assert torch.equal(images, torch.full_like(images, 128))
-    assert any(parameter.any() for parameter in trainer.game.generator.parameters())
+    assert any(parameter.any() for parameter in trainer.gan.generator.parameters())
 
 
 def full(descriptor: int) -> None:
@@ -643,10 +643,10 @@ def test_a_weight_that_is_no_number_is_seen_at_the_next_log_point(
     new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last update of a window breaks what no term shows yet."""
-    for name, network in (("generator", "game.generator"), ("discriminator", "game.discriminator")):
+    for name, network in (("generator", "gan.generator"), ("discriminator", "gan.discriminator")):
         trainer = new_trainer(name, *SIMPLE, "trainer.log_every=3", "trainer.ema.decay=0.9")
-        weight = next(getattr(trainer.game, network.split(".")[1]).parameters())
-        update = trainer.game.ema.update
+        weight = next(getattr(trainer.gan, network.split(".")[1]).parameters())
+        update = trainer.gan.ema.update
 
         def broken(trainer: Trainer = trainer, weight: Tensor = weight, update: Callable[[], None] = update) -> None:
             if trainer.step == 5:
@@ -654,7 +654,7 @@ def test_a_weight_that_is_no_number_is_seen_at_the_next_log_point(
                     weight[(0,) * weight.dim()] = torch.inf
             update()
 
-        monkeypatch.setattr(trainer.game.ema, "update", broken)
+        monkeypatch.setattr(trainer.gan.ema, "update", broken)
         with pytest.raises(DivergedError, match=rf"^weights/{name} is not finite at step 6: the run has diverged; no "):
             trainer.fit()
         assert trainer.checkpoints.steps() == []
@@ -727,8 +727,8 @@ def test_a_run_that_always_diverges_stops_after_so_many_rollbacks(
     new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = new_trainer("run", *SIMPLE, *ROLLBACK, "trainer.max_rollbacks=2")
-    take = trainer.game.stream.take
-    monkeypatch.setattr(trainer.game.stream, "take", lambda: (take()[0] * torch.nan, take()[1]))
+    take = trainer.gan.stream.take
+    monkeypatch.setattr(trainer.gan.stream, "take", lambda: (take()[0] * torch.nan, take()[1]))
     with pytest.raises(
         DivergedError, match=r"^2 rollbacks have not helped \(trainer.max_rollbacks\): loss/disc"
     ) as error:
@@ -744,19 +744,19 @@ AUTO = ("trainer.accumulate=auto", "trainer.checkpoint_every=2", "trainer.log_ev
 TOUGH = [override for override in EVERYTHING if "regularizer.start" not in override]
 
 
-def out_of_memory(game: Game, monkeypatch: pytest.MonkeyPatch, place: str, step: int) -> None:
+def out_of_memory(gan: GANStep, monkeypatch: pytest.MonkeyPatch, place: str, step: int) -> None:
     """Let memory run out once, deep in one update, when half of it has been computed."""
     owner, name = {
-        "discriminator": (game.regularizer, "forward"),
-        "generator": (game.loss, "generator"),
-        "optimizer": (game.g_optimizer, "step"),
+        "discriminator": (gan.regularizer, "forward"),
+        "generator": (gan.loss, "generator"),
+        "optimizer": (gan.g_optimizer, "step"),
     }[place]
     original, fired = getattr(owner, name), False
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal fired
         result = original(*arguments, **named)  # after it has moved its averages, or the weights
-        if game.step == step - 1 and not fired:
+        if gan.step == step - 1 and not fired:
             fired = True
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more lines")
         return result
@@ -776,32 +776,32 @@ def test_out_of_memory_leaves_no_half_done_update(
     """Bit for bit what comes of splitting the batch by hand before that very update."""
     failing = new_trainer("failing", *TOUGH, *AUTO)
     failing.tracker.directory.add_provenance(seed=0)
-    out_of_memory(failing.game, monkeypatch, place, 4)
+    out_of_memory(failing.gan, monkeypatch, place, 4)
     assert failing.fit().step == 8
-    assert failing.game.schedule.accumulate == failing.schedule.accumulate == 2
+    assert failing.gan.schedule.accumulate == failing.schedule.accumulate == 2
     assert failing.recovered() == {"accumulate": 2}
     assert "the batch of 10 is taken in 2 parts of 5" in caplog.text
     (session,) = failing.tracker.directory.read_json("provenance.json")["sessions"]
     assert [event["accumulate"] for event in session["events"]] == [2]
 
     byhand = new_trainer("byhand", *TOUGH, *AUTO)
-    game = byhand.game
+    gan = byhand.gan
     step = {"discriminator": "discriminator_step", "generator": "generator_step", "optimizer": "discriminator_step"}
-    update, at = getattr(game, step[place]), 3 if place == "optimizer" else 4  # the last checkpoint is of step 2
+    update, at = getattr(gan, step[place]), 3 if place == "optimizer" else 4  # the last checkpoint is of step 2
 
     def split() -> dict[str, Tensor]:
-        if game.step == at - 1:
-            game.set_schedule(replace(game.schedule, accumulate=2))
+        if gan.step == at - 1:
+            gan.set_schedule(replace(gan.schedule, accumulate=2))
         result: dict[str, Tensor] = update()
         return result
 
-    monkeypatch.setattr(game, step[place], split)
+    monkeypatch.setattr(gan, step[place], split)
     byhand.fit()
     assert differences(last_state(tmp_path / "byhand"), last_state(tmp_path / "failing")) == []
     assert scalars(tmp_path / "byhand") == scalars(tmp_path / "failing")
 
     again = new_trainer("failing", *TOUGH, *AUTO, "trainer.steps=9", resume=True)
-    assert again.schedule.micro_batch == again.game.stream.batch_size == 5
+    assert again.schedule.micro_batch == again.gan.stream.batch_size == 5
     again.fit()
 
 
@@ -814,10 +814,10 @@ def test_out_of_memory_with_single_images_or_a_fixed_number_of_parts_is_an_error
         def never_enough(*_: Any) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(trainer.game.loss, "discriminator", never_enough)
+        monkeypatch.setattr(trainer.gan.loss, "discriminator", never_enough)
         with pytest.raises(MemoryError):
             trainer.fit()
-        assert trainer.game.schedule.accumulate == (1 if name == "fixed" else 10)
+        assert trainer.gan.schedule.accumulate == (1 if name == "fixed" else 10)
 
 
 def test_a_grid_that_does_not_fit_costs_itself(
@@ -848,11 +848,11 @@ def test_a_checkpoint_of_other_data_is_refused(new_trainer: TrainerMaker) -> Non
         assert "\n" not in str(error.value)
 
 
-def test_the_means_go_back_to_the_device_of_the_game(new_trainer: TrainerMaker) -> None:
+def test_the_means_go_back_to_the_device_of_the_gan(new_trainer: TrainerMaker) -> None:
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=1")
     trainer.fit()
     state = load(trainer.checkpoints.find("last"))
-    trainer.game.device = torch.device("meta")  # stands in for a GPU
+    trainer.gan.device = torch.device("meta")  # stands in for a GPU
     trainer.load_state(state)
     assert trainer.running.total.device.type == "meta"
     assert trainer.running.first_bad_step.device.type == "meta"

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.bench.presets import narrowed, random_images
 from cifargan.bench.reference import build_reference, copy_weights
 from cifargan.bench.trace import Replay, float64, largest_difference, record
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import restart_power_iteration_
-from cifargan.training.game import Game
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
 EXACT = 1e-10  # largest absolute difference in float64
 # Adam divides by a gradient's size: the rounding of one that is zero in truth comes out lr / eps times as large.
@@ -66,10 +66,10 @@ def gate(config: DictConfig) -> list[Check]:
     config = small(config)
     images = random_images(64, image_size=config.data.image_size)
     with float64():
-        game = shaken_game(config, images, ALL)
+        gan = shaken_gan(config, images, ALL)
         reference = build_reference(config, images=images, device=CPU)
-        copy_weights(game, reference)
-        checks = exact_checks(game, reference)
+        copy_weights(gan, reference)
+        checks = exact_checks(gan, reference)
     return checks + aligned_checks(config, images)
 
 
@@ -84,20 +84,20 @@ def require(checks: Sequence[Check]) -> None:
         raise UserError(f"cifargan and the reference differ, so nothing was timed: {', '.join(failed)}")
 
 
-def exact_checks(game: Game, reference: Any) -> list[Check]:
+def exact_checks(gan: GANStep, reference: Any) -> list[Check]:
     """Play one iteration of both on equal inputs and compare all that came out of it; for float64.
 
     Args:
-        game: cifargan's, on the CPU.
+        gan: cifargan's, on the CPU.
         reference: the script's `Trainer` with the same weights.
     """
-    batches = [game.stream.next() for _ in range(game.schedule.d_steps)]
-    latents = [game._latents(game.schedule.batch_size) for _ in range(game.schedule.d_steps + 1)]
-    game.stream = Replay(batches)  # type: ignore[assignment]
-    game._latents = Replay(latents).take  # type: ignore[method-assign]
+    batches = [gan.stream.next() for _ in range(gan.schedule.d_steps)]
+    latents = [gan._latents(gan.schedule.batch_size) for _ in range(gan.schedule.d_steps + 1)]
+    gan.stream = Replay(batches)  # type: ignore[assignment]
+    gan._latents = Replay(latents).take  # type: ignore[method-assign]
     reference.real_batch = Replay(batches).take
     reference.latents = Replay(latents).take
-    own = record(game, game.iterate, game.ema.generator)
+    own = record(gan, gan.iterate, gan.ema.generator)
     theirs = record(reference, reference.iterate, reference.ema)
     return [
         Check(
@@ -118,9 +118,9 @@ def aligned_checks(config: DictConfig, images: ImageSet) -> list[Check]:
         for part in ("generator", "discriminator"):
             # So that both networks of both precisions are judged by the same opponent.
             still.optimizer[part].lr = 1e-20
-        game = shaken_game(still, images, ALL)
+        gan = shaken_gan(still, images, ALL)
         torch.manual_seed(1)
-        found[precision] = record(game, game.iterate, game.ema.generator).values
+        found[precision] = record(gan, gan.iterate, gan.ema.generator).values
     limit = ALIGNED_OTHERWISE.get(config.name, ALIGNED)
     checks = []
     for kind in (kind for kind in found["fp32"] if kind.startswith("gradients")):
@@ -143,14 +143,14 @@ def small(config: DictConfig) -> DictConfig:
     return config
 
 
-def shaken_game(config: DictConfig, images: ImageSet, switches: Switches) -> Game:
-    """A game whose weights are nowhere special: a gain of zero would hide what it multiplies."""
-    game = build_game(config, images=images, device=CPU, switches=switches)
+def shaken_gan(config: DictConfig, images: ImageSet, switches: Switches) -> GANStep:
+    """A gan whose weights are nowhere special: a gain of zero would hide what it multiplies."""
+    gan = build_gan(config, images=images, device=CPU, switches=switches)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for network in (game.generator, game.discriminator):
+        for network in (gan.generator, gan.discriminator):
             for parameter in network.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.add_(noise.to(parameter.dtype), alpha=SHAKEN)
             restart_power_iteration_(network)
-    return game
+    return gan

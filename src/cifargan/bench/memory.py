@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cifargan.bench.presets import random_images
-from cifargan.build.game import build_game
-from cifargan.training.game import Game
+from cifargan.build.gan import build_gan
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
 BATCH_SIZES = (16, 32, 64, 128, 256)
 IMAGES = 50_000  # on the device as bytes, as many as CIFAR-10 has
@@ -104,15 +104,15 @@ def measured_peaks(config: DictConfig, batch_sizes: Sequence[int], device: torch
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            game = _game(config, device)
-            _set_batch(game, batch_size)
+            gan = _gan(config, device)
+            _set_batch(gan, batch_size)
             for _ in range(2):
-                game.iterate()
+                gan.iterate()
         except torch.OutOfMemoryError:
             break
         torch.cuda.synchronize(device)
         peaks[batch_size] = torch.cuda.max_memory_allocated(device) - before
-        del game
+        del gan
     return peaks
 
 
@@ -126,26 +126,26 @@ def estimated_peaks(config: DictConfig, batch_sizes: Sequence[int]) -> dict[int,
         FakeTensorMode(allow_non_fake_inputs=True),
         LiveStorage() as storage,
     ):
-        game = _game(config, torch.device("cpu"))
-        _set_batch(game, 1)
-        game.iterate()  # after which the optimisers have their moments
+        gan = _gan(config, torch.device("cpu"))
+        _set_batch(gan, 1)
+        gan.iterate()  # after which the optimisers have their moments
         for batch_size in batch_sizes:
-            _set_batch(game, batch_size)
+            _set_batch(gan, batch_size)
             storage.peak = storage.now
-            game.iterate()
+            gan.iterate()
             peaks[batch_size] = storage.peak
     return peaks
 
 
-def _game(config: DictConfig, device: torch.device) -> Game:
+def _gan(config: DictConfig, device: torch.device) -> GANStep:
     images = random_images(IMAGES, image_size=config.data.image_size)
-    return build_game(config, images=images, device=device, switches=CHOSEN)
+    return build_gan(config, images=images, device=device, switches=CHOSEN)
 
 
-def _set_batch(game: Game, batch_size: int) -> None:
+def _set_batch(gan: GANStep, batch_size: int) -> None:
     """Go on with another batch size; one discriminator update an iteration has the peak of many."""
-    game.schedule = replace(game.schedule, batch_size=batch_size, accumulate=1, d_steps=1)
-    game.stream.batch_size = batch_size
+    gan.schedule = replace(gan.schedule, batch_size=batch_size, accumulate=1, d_steps=1)
+    gan.stream.batch_size = batch_size
 
 
 class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch import Tensor
 from cifargan.build.settings import plain
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 # From cifargan's names of weights and vectors to the script's, where they differ.
 _RENAMED = {
@@ -80,16 +80,16 @@ def build_reference(
     )
 
 
-def copy_weights(game: Game, reference: Any) -> None:
-    """Give a reference the weights, statistics and singular vectors of a game's networks, the average's too.
+def copy_weights(gan: GANStep, reference: Any) -> None:
+    """Give a reference the weights, statistics and singular vectors of a gan's networks, the average's too.
 
     Raises:
         RuntimeError: a tensor is missing, superfluous or of another shape.
     """
     for source, target in (
-        (game.generator, reference.generator),
-        (game.discriminator, reference.discriminator),
-        (game.ema.generator, reference.ema),
+        (gan.generator, reference.generator),
+        (gan.discriminator, reference.discriminator),
+        (gan.ema.generator, reference.ema),
     ):
         target.load_state_dict(renamed(source.state_dict()))
 

@@ -214,9 +214,9 @@ def _fastest(contestants: Sequence[Contestant], timings: Sequence[Timing], devic
 
 
 def _replayed(contestant: Contestant) -> bool | None:
-    """Whether a game that was to replay its rounds does."""
+    """Whether a gan that was to replay its rounds does."""
     switches = contestant.variant.switches
     if switches is None or not switches.graph:
         return None
-    game = contestant.player
-    return game.round.chosen not in (None, game.round.play)
+    gan = contestant.player
+    return gan.round.chosen not in (None, gan.round.play)

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.bench.reference import build_reference, copy_weights
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.data.sources import ImageSet
 from cifargan.training.precision import PrecisionName
 from cifargan.training.rng import use_tf32
@@ -42,7 +42,7 @@ class Contestant:
 
     Attributes:
         variant: which.
-        player: the game, or the reference's trainer.
+        player: the gan, or the reference's trainer.
         iterate: plays one iteration.
         seconds: a first estimate of what an iteration takes.
         start_seconds: wall time from the first iteration until all is compiled, recorded and chosen.
@@ -147,7 +147,7 @@ def _player(variant: Variant, config: DictConfig, *, images: ImageSet, device: t
     if variant.switches is None:
         reference = build_reference(config, images=images, device=device, autocast=_DTYPES[variant.precision])
         # It leaves its weights as PyTorch draws them, which is no start for a GAN: numbers could leave their range.
-        copy_weights(build_game(config, images=images, device=device, switches=PLAIN), reference)
+        copy_weights(build_gan(config, images=images, device=device, switches=PLAIN), reference)
         return reference
     own = cast(DictConfig, OmegaConf.merge(config, {"precision": variant.precision}))
-    return build_game(own, images=images, device=device, switches=variant.switches)
+    return build_gan(own, images=images, device=device, switches=variant.switches)

@@ -1,4 +1,4 @@
-"""The parts of a game, each from its node of the configuration: networks, data, evaluator."""
+"""The parts of a gan, each from its node of the configuration: networks, data, evaluator."""
 
 import logging
 from collections.abc import Sequence

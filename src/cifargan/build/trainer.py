@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 from cifargan.agreement import leads, one_before_others
 from cifargan.build.check import check
 from cifargan.build.device import select_device
-from cifargan.build.game import build_game
+from cifargan.build.gan import build_gan
 from cifargan.build.parts import build_data, build_discriminator, build_evaluator, build_generator
 from cifargan.build.settings import build_freezing, build_logging, plain
 from cifargan.data.sources import ImageSet
@@ -15,10 +15,10 @@ from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.events import EventWriter, NoEvents
 from cifargan.training.finetune import Start
-from cifargan.training.game import Game
 from cifargan.training.log import SturdyTracker
 from cifargan.training.loggers import CSVTable, Guarded, Logger
 from cifargan.training.speed import remembered
+from cifargan.training.step import GANStep
 from cifargan.training.tracking import Tracking
 from cifargan.training.trainer import Trainer
 from cifargan.untrusted import readable, refusing
@@ -51,25 +51,25 @@ def build_trainer(
             remembered(state["switches"])
     if start is not None:
         start.require_size(images.image_size)
-    game = build_game(
+    gan = build_gan(
         config, images=images, device=device, before=None if state is None else remembered(state["switches"])
     )
     if state is not None:
         # Before the tracker opens the run's files.
         with refusing(NO_STATE):
-            game.load_state(state)
+            gan.load_state(state)
     if start is not None:
-        take_over(start, game, config, images)
+        take_over(start, gan, config, images)
     # Late, as its features can take a while, and what else is wrong should be told before. It draws no random numbers.
     evaluator = one_before_others(
         lambda: build_evaluator(config.evaluator, images=images, data=config.data, device=device)
     )
     trainer = Trainer(
-        game=game,
+        gan=gan,
         images=images,
         evaluator=evaluator,
-        tracker=build_tracker(config, directory, first_step=game.step) if leads() else Tracking(directory),
-        checkpoints=CheckpointStore(directory.checkpoints, keep=game.schedule.keep),
+        tracker=build_tracker(config, directory, first_step=gan.step) if leads() else Tracking(directory),
+        checkpoints=CheckpointStore(directory.checkpoints, keep=gan.schedule.keep),
         config=plain(config),
     )
     if state is not None:
@@ -78,8 +78,8 @@ def build_trainer(
     return trainer
 
 
-def take_over(start: Start, game: Game, config: DictConfig, images: ImageSet) -> None:
-    """Give the networks of a new game the weights that it is to start from.
+def take_over(start: Start, gan: GANStep, config: DictConfig, images: ImageSet) -> None:
+    """Give the networks of a new gan the weights that it is to start from.
 
     Raises:
         UserError: they are of other networks, or none of ours; or there is nothing to freeze.
@@ -96,7 +96,7 @@ def take_over(start: Start, game: Game, config: DictConfig, images: ImageSet) ->
         ),
     }
     with refusing(f"init={readable(str(start.path))} cannot be started from: it is damaged, or none of ours"):
-        start.apply(game, twins)
+        start.apply(gan, twins)
 
 
 def build_tracker(config: DictConfig, directory: RunDirectory, *, first_step: int) -> SturdyTracker:

@@ -13,15 +13,13 @@ from cifargan.training.trainer import Trainer
 
 def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> list[str]:
     """What is about to happen: data, networks, objective, updates, device, memory."""
-    images, schedule, game = trainer.images, trainer.schedule, trainer.game
-    millions = [
-        f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for net in (game.generator, game.discriminator)
-    ]
+    images, schedule, gan = trainer.images, trainer.schedule, trainer.gan
+    millions = [f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M" for net in (gan.generator, gan.discriminator)]
     model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
-    g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (game.g_optimizer, game.d_optimizer))
+    g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (gan.g_optimizer, gan.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
     together = f"{processes()} processes, each " if processes() > 1 else ""
-    idle = unused_gpu() if game.device.type == "cpu" and config.device == "auto" else None
+    idle = unused_gpu() if gan.device.type == "cpu" and config.device == "auto" else None
     return [
         f"run      {directory.path}",
         f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
@@ -31,22 +29,22 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}",
         f"scores   {trainer.scoring.evaluator.plan}",
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
-        f"D {d.name} lr {d_rate:g}, EMA {game.ema.decay:g}",
-        f"device   {together}{device_name(game.device)}, {game.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
+        f"D {d.name} lr {d_rate:g}, EMA {gan.ema.decay:g}",
+        f"device   {together}{device_name(gan.device)}, {gan.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
         *([f"gpu      not used: {idle}"] if idle else []),
         f"memory   {_memory(trainer)}",
-        f"speed    {', '.join(game.switches.names()) or 'the plain loop'}",
+        f"speed    {', '.join(gan.switches.names()) or 'the plain loop'}",
     ]
 
 
 def _memory(trainer: Trainer) -> str:
     """What lies on the device all the time, and how much is free there; a batch's part is for `cifargan bench --memory`."""
-    game = trainer.game
-    networks = sum(_size(network) for network in (game.generator, game.discriminator, game.ema.generator))
+    gan = trainer.gan
+    networks = sum(_size(network) for network in (gan.generator, gan.discriminator, gan.ema.generator))
     line = f"images {trainer.images.images.nbytes / 1e6:.2f} MB, networks and average {networks / 1e6:.2f} MB"
-    if game.device.type != "cuda":
+    if gan.device.type != "cuda":
         return line
-    free, total = torch.cuda.mem_get_info(game.device)
+    free, total = torch.cuda.mem_get_info(gan.device)
     return f"{line}; {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
 
 

@@ -242,10 +242,10 @@ def train(
         directory.add_provenance(
             command=command,
             seed=config.seed,
-            device=device_name(trainer.game.device),
+            device=device_name(trainer.gan.device),
             processes=processes(),
-            precision=trainer.game.precision.name,
-            speed=trainer.game.switches.names(),
+            precision=trainer.gan.precision.name,
+            speed=trainer.gan.switches.names(),
             first_step=first_step,
             data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
             **({} if start is None else {"init": start.facts()}),

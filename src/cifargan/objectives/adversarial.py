@@ -67,7 +67,7 @@ def clippable_parameters(discriminator: nn.Module) -> list[nn.Parameter]:
 
 
 class AdversarialLoss(ABC):
-    """The two sides of the game, and the constraint that one of them may be under."""
+    """The two sides of the gan, and the constraint that one of them may be under."""
 
     @abstractmethod
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:

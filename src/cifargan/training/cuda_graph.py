@@ -1,4 +1,4 @@
-"""A round of the game as one CUDA graph: the host starts one thing a round, in place of thousands of kernels.
+"""A round of the gan as one CUDA graph: the host starts one thing a round, in place of thousands of kernels.
 
 Unlike torch's own graph trees, one recording holds both networks' passes, the optimisers and the average. It is trusted
 only after it was seen to do what the loop does that it was recorded from.

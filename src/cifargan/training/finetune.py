@@ -17,7 +17,7 @@ from cifargan.models.interface import Discriminator
 from cifargan.models.residual import DiscriminatorBlock
 from cifargan.models.spectral import restart_power_iteration_
 from cifargan.runs.checkpoint import Description
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 from cifargan.untrusted import readable
 
 Weights = Mapping[str, Tensor]
@@ -86,11 +86,11 @@ class Start:
                 f"data.image_size={size}"
             )
 
-    def apply(self, game: Game, twins: Mapping[str, Callable[[int], nn.Module]]) -> None:
-        """Give the networks of a game these weights.
+    def apply(self, gan: GANStep, twins: Mapping[str, Callable[[int], nn.Module]]) -> None:
+        """Give the networks of a gan these weights.
 
         Args:
-            game: not played yet.
+            gan: not played yet.
             twins: for `generator` and `discriminator` what makes such a network for a number of classes.
 
         Raises:
@@ -98,9 +98,9 @@ class Start:
         """
         then = len(self.about.classes)
         jobs: list[tuple[str, nn.Module, Weights | None, bool]] = [
-            ("generator", game.generator, self.generator, self.plain),
-            ("generator", game.ema.generator, self.ema, self.plain),
-            ("discriminator", game.discriminator, self.discriminator, False),
+            ("generator", gan.generator, self.generator, self.plain),
+            ("generator", gan.ema.generator, self.ema, self.plain),
+            ("discriminator", gan.discriminator, self.discriminator, False),
         ]
         new: dict[str, None] = {}
         for name, network, weights, plain in jobs:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cifargan.errors import UserError
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 
 RATE_FACTOR = 0.5  # of both learning rates, at each rollback
 
@@ -29,9 +29,9 @@ class DivergedError(UserError):
         return type(self), (self.reason, self._advice)
 
 
-def networks_of(game: Game) -> dict[str, nn.Module]:
+def networks_of(gan: GANStep) -> dict[str, nn.Module]:
     """The networks whose weights decide how a run goes on, by the names that a message gives them."""
-    return {"generator": game.generator, "discriminator": game.discriminator, "average": game.ema.generator}
+    return {"generator": gan.generator, "discriminator": gan.discriminator, "average": gan.ema.generator}
 
 
 @torch.no_grad()
@@ -47,8 +47,8 @@ def first_broken(networks: Mapping[str, nn.Module]) -> str | None:
     return next((name for name, fine in zip(networks, finite, strict=True) if not fine), None)
 
 
-def renew_noise(game: Game, *, seed: int, rollbacks: int) -> None:
+def renew_noise(gan: GANStep, *, seed: int, rollbacks: int) -> None:
     """Have everything that a round draws, but for the order of the images, come from another stream of numbers."""
     other = (seed + 1) * 1_000_003 + rollbacks
     torch.manual_seed(other)
-    game.stream.generator.manual_seed(other)
+    gan.stream.generator.manual_seed(other)

@@ -1,4 +1,4 @@
-"""The one training loop: plays the game, and does what is due between its rounds."""
+"""The one training loop: plays the gan, and does what is due between its rounds."""
 
 import logging
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.collapse import CollapseWatch, spread
 from cifargan.training.exhaustion import is_out_of_memory
-from cifargan.training.game import Game
 from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
 from cifargan.training.scoring import Scoring
+from cifargan.training.step import GANStep
 from cifargan.training.throughput import Throughput
 from cifargan.training.tracking import Tracking
 
@@ -42,10 +42,10 @@ class Result:
 
 
 class Trainer:
-    """Runs a game to its end, logs it, looks at it, keeps it.
+    """Runs a gan to its end, logs it, looks at it, keeps it.
 
     Args:
-        game: what is played.
+        gan: what is played.
         images: the real images, for a grid to compare with.
         evaluator: scores the averaged weights.
         tracker: where figures and pictures go.
@@ -56,15 +56,15 @@ class Trainer:
     def __init__(
         self,
         *,
-        game: Game,
+        gan: GANStep,
         images: ImageSet,
         evaluator: Evaluator,
         tracker: Tracking,
         checkpoints: CheckpointStore,
         config: dict[str, Any],
     ) -> None:
-        self.game = game
-        self.schedule = game.schedule
+        self.gan = gan
+        self.schedule = gan.schedule
         self.images = images
         self.tracker = tracker
         self.checkpoints = checkpoints
@@ -73,7 +73,7 @@ class Trainer:
         self.reals = _spread_out(images.images, 100)
         self.watch = CollapseWatch(real_spread=spread(self.reals))
         self.pace = Throughput()
-        self.scoring = Scoring(evaluator, sampler=self.sampler, tracker=tracker, pace=self.pace, device=game.device)
+        self.scoring = Scoring(evaluator, sampler=self.sampler, tracker=tracker, pace=self.pace, device=gan.device)
         self.running = RunningMeans([])
         self.rollbacks = 0  # how often this run went back because it had diverged
         self.unsaved = False  # whether the last attempt to write a checkpoint failed
@@ -82,7 +82,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Generator updates done."""
-        return self.game.step
+        return self.gan.step
 
     def fit(self) -> Result:
         """Train until `trainer.steps`.
@@ -143,9 +143,9 @@ class Trainer:
     def sampler(self, *, standing_batches: int = 16, batch_norm: BatchNormMode = "standing") -> Sampler:
         """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
         return Sampler(
-            self.game.ema.generator,
+            self.gan.ema.generator,
             self.images.classes,
-            device=self.game.device,
+            device=self.gan.device,
             batch_norm=batch_norm,
             standing_batches=standing_batches,
             batch_size=self.scoring.evaluator.batch_size,
@@ -156,14 +156,14 @@ class Trainer:
         while True:
             parts = self.schedule.accumulate
             try:
-                metrics = self.game.iterate()
+                metrics = self.gan.iterate()
             except Exception as error:
-                # The game has mended what it could; what is left is an update that was broken off half done.
-                if not is_out_of_memory(error) or not self.schedule.fits_memory or not self.game.split_further():
+                # The gan has mended what it could; what is left is an update that was broken off half done.
+                if not is_out_of_memory(error) or not self.schedule.fits_memory or not self.gan.split_further():
                     raise
                 reason = str(error).splitlines()[0] if str(error) else repr(error)
             else:
-                if self.game.schedule.accumulate != parts:
+                if self.gan.schedule.accumulate != parts:
                     self._note_parts()
                 return metrics
             # Outside of `except`, whose error holds on to the tensors of the round.
@@ -172,7 +172,7 @@ class Trainer:
             log.warning("out of memory in the middle of an update: back to step %d, the last good state", step)
 
     def _note_parts(self) -> None:
-        self.schedule = self.game.schedule
+        self.schedule = self.gan.schedule
         self._note_event(what="out of memory", step=self.step, accumulate=self.schedule.accumulate)
 
     def _note_event(self, **facts: Any) -> None:
@@ -193,11 +193,11 @@ class Trainer:
         if self.rollbacks >= self.schedule.max_rollbacks:
             times = f"{self.rollbacks} rollbacks have not helped (trainer.max_rollbacks): "
             raise DivergedError(f"{times}{error}") from error
-        rollbacks, scale = self.rollbacks + 1, self.game.rate_scale * RATE_FACTOR
+        rollbacks, scale = self.rollbacks + 1, self.gan.rate_scale * RATE_FACTOR
         diverged_at = self.step
         step = self._go_back(error)
-        self.rollbacks, self.game.rate_scale = rollbacks, scale
-        renew_noise(self.game, seed=int(self.config["seed"]), rollbacks=rollbacks)
+        self.rollbacks, self.gan.rate_scale = rollbacks, scale
+        renew_noise(self.gan, seed=int(self.config["seed"]), rollbacks=rollbacks)
         log.warning(
             "%s: back to step %d with new noise and learning rates x %g (rollback %d of trainer.max_rollbacks=%d)",
             error.reason,
@@ -218,7 +218,7 @@ class Trainer:
             raise error
         step = int(found[1]["step"])
         # A loss scaler remembers in which update it was broken off, and its state does not say so.
-        self.game.precision = Precision(self.game.precision.name, self.game.device)
+        self.gan.precision = Precision(self.gan.precision.name, self.gan.device)
         self.load_state(found[1])
         self.tracker.rewind(step)
         self.pace.restart(step)
@@ -228,15 +228,15 @@ class Trainer:
         """What the run did about itself, for its status; empty where nothing was amiss."""
         facts: dict[str, Any] = {}
         if self.rollbacks:
-            facts |= {"rollbacks": self.rollbacks, "rate_scale": self.game.rate_scale}
+            facts |= {"rollbacks": self.rollbacks, "rate_scale": self.gan.rate_scale}
         if self.schedule.fits_memory:
             facts["accumulate"] = self.schedule.accumulate
         return facts
 
     def _remember(self, metrics: dict[str, Tensor]) -> None:
         if not self.running.names:
-            self.running = RunningMeans(list(metrics)).to(self.game.device)
-        self.running.update(metrics, self.game.step_on_device)
+            self.running = RunningMeans(list(metrics)).to(self.gan.device)
+        self.running.update(metrics, self.gan.step_on_device)
 
     def _do_what_is_due(self, stop: Stop, *, stopping: bool) -> None:
         """Log, sample, evaluate, save. The checkpoint comes last, so that it holds all that was said before it."""
@@ -293,7 +293,7 @@ class Trainer:
         """
         if bad := self.running.first_bad():
             reason = f"{bad[0]} is not finite since step {bad[1]}"
-        elif broken := first_broken(networks_of(self.game)):
+        elif broken := first_broken(networks_of(self.gan)):
             reason = f"weights/{broken} is not finite at step {self.step}"
         else:
             return
@@ -311,13 +311,13 @@ class Trainer:
         rate = self.pace.lap(self.step)
         self.watch.look_at_scalars(values, self.step)
         values |= {
-            "learning_rate/generator": float(self.game.g_optimizer.param_groups[0]["lr"]),
-            "learning_rate/discriminator": float(self.game.d_optimizer.param_groups[0]["lr"]),
+            "learning_rate/generator": float(self.gan.g_optimizer.param_groups[0]["lr"]),
+            "learning_rate/discriminator": float(self.gan.d_optimizer.param_groups[0]["lr"]),
             "speed/steps_per_s": rate,
             "speed/images_per_s": rate * self.schedule.batch_size * self.schedule.d_steps,
-            "progress/epoch": float(self.game.stream.epoch),
-            **self.game.precision.figures(),
-            **_memory(self.game.device),
+            "progress/epoch": float(self.gan.stream.epoch),
+            **self.gan.precision.figures(),
+            **_memory(self.gan.device),
         }
         self.tracker.scalars(self.step, values)
         self.tracker.report(self.step, values)
@@ -325,7 +325,7 @@ class Trainer:
     def _sample(self) -> None:
         """A grid from latents that stay the same all through the run: a row a class, or a square when unlabelled."""
         per_class = self.schedule.samples_per_class
-        rows = self.game.generator.num_classes or per_class
+        rows = self.gan.generator.num_classes or per_class
         # Rougher statistics than a score's: a glance must stay cheap, on a CPU too.
         try:
             sampler = self.sampler(standing_batches=4, batch_norm=self.schedule.sample_batch_norm)
@@ -338,7 +338,7 @@ class Trainer:
                 raise
             log.warning("step %d: no sample grid (out of memory); training goes on", self.step)
             return
-        if self.game.generator.num_classes:
+        if self.gan.generator.num_classes:
             # The sampler takes the classes in turn: (n K, ...) -> (n, K, ...) -> (K n, ...), a row a class.
             images = images.reshape(per_class, rows, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
         self.watch.look_at_samples(images, self.step)
@@ -347,7 +347,7 @@ class Trainer:
     def state(self) -> State:
         """All that a bit-exact continuation needs, as tensors and builtins."""
         return {
-            **self.game.state(),
+            **self.gan.state(),
             "running": {"names": self.running.names, "sums": self.running.shared_state()},
             "watch": self.watch.state_dict(),
             "best": self.scoring.watch.state_dict(),
@@ -363,15 +363,15 @@ class Trainer:
             UserError: it belongs to other networks or to other data.
         """
         require_classes(state, self.images.classes)
-        self.game.load_state(state)
+        self.gan.load_state(state)
         self.running = RunningMeans(state["running"]["names"])
         self.running.load_state_dict(state["running"]["sums"])
         # After loading, which puts the checkpoint's tensors, on the CPU, in the place of its own.
-        self.running.to(self.game.device)
+        self.running.to(self.gan.device)
         self.watch.load_state_dict(state["watch"])
         self.scoring.watch.load_state_dict(state["best"])
         self.rollbacks = int(state["rollbacks"])
-        self.schedule = self.game.schedule
+        self.schedule = self.gan.schedule
 
 
 def _spread_out(images: Tensor, n: int) -> Tensor:

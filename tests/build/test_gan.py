@@ -15,7 +15,7 @@ from cifargan.build.parts import build_discriminator, build_generator
 from cifargan.cli.errors import options
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.objectives.adversarial import clippable_parameters
-from cifargan.training.game import Game
+from cifargan.training.step import GANStep
 from cifargan.training.trainer import Trainer
 
 MODELS = options("model")
@@ -56,14 +56,14 @@ def test_every_model_plays_a_round_under_every_loss(
     regularizer, augment = list(product(("none", "lecam"), ("none", "diffaugment")))[number % 4]
     chosen = (f"model={model}", f"loss={loss}", f"regularizer={regularizer}", f"augment={augment}")
     with trainer_for(*chosen) as trainer:
-        game: Game = trainer.game
-        before = [p.detach().clone() for p in (*game.generator.parameters(), *game.discriminator.parameters())]
-        metrics = {name: float(value) for name, value in game.iterate().items()}
-        after = [*game.generator.parameters(), *game.discriminator.parameters()]
+        gan: GANStep = trainer.gan
+        before = [p.detach().clone() for p in (*gan.generator.parameters(), *gan.discriminator.parameters())]
+        metrics = {name: float(value) for name, value in gan.iterate().items()}
+        after = [*gan.generator.parameters(), *gan.discriminator.parameters()]
     assert all(map(math.isfinite, metrics.values())), metrics
     assert sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True)) > len(before) / 2
     if loss == "wasserstein":
-        largest = max(float(p.detach().abs().max()) for p in clippable_parameters(game.discriminator))
+        largest = max(float(p.detach().abs().max()) for p in clippable_parameters(gan.discriminator))
         assert largest == pytest.approx(0.01, rel=1e-6)
 
 
@@ -121,6 +121,6 @@ def test_the_seed_decides_the_weights(trainer_for: OpenTrainer) -> None:
     for seed in (1, 1, 2):
         torch.randn(seed)  # whatever was drawn before does not matter
         with trainer_for("model=dcgan", f"seed={seed}") as trainer:
-            weights.append(torch.cat([p.flatten() for p in trainer.game.generator.parameters()]))
+            weights.append(torch.cat([p.flatten() for p in trainer.gan.generator.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

@@ -18,21 +18,21 @@ from cifargan.schema import arguments, without
 from cifargan.training.conv_autotune import faster_forms
 from cifargan.training.ema import WeightAverage
 from cifargan.training.finetune import freeze_first
-from cifargan.training.game import Game
 from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
 from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.speed import Switches
+from cifargan.training.step import GANStep
 
 
-def build_game(
+def build_gan(
     config: DictConfig,
     *,
     images: ImageSet,
     device: torch.device,
     switches: Switches | None = None,
     before: Switches | None = None,
-) -> Game:
+) -> GANStep:
     """The two networks and all that plays them against each other.
 
     Args:
@@ -100,7 +100,7 @@ def build_game(
         )
     )
     ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
-    return Game(
+    return GANStep(
         generator=generator,
         discriminator=discriminator,
         loss=construct(LOSSES, without(config.loss, "critic"), "loss"),

@@ -1,4 +1,4 @@
-"""One round of the game: who moves, who stays, how often, and that nothing waits for the device."""
+"""One round of the gan: who moves, who stays, how often, and that nothing waits for the device."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,12 +21,12 @@ from cifargan.objectives.adversarial import BCELoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy
 from cifargan.objectives.regularizers import LeCam, Regularizer
-from cifargan.training.game import Game, frozen
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import PrecisionName
 from cifargan.training.running import RunningMeans
+from cifargan.training.step import GANStep, frozen
 
-GameMaker = Callable[..., Game]
+GameMaker = Callable[..., GANStep]
 
 NORMALISED_D = partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=ProjectionHead, spectral_norm=True)
 NORMALISED_G = partial(DenseGenerator, latent_dim=4, stem_channels=4, channels=4, label_map_size=4, spectral_norm=True)
@@ -51,19 +51,19 @@ def stays(before: list[Tensor], network: nn.Module) -> bool:
 # What a round computes
 
 
-def test_first_losses_are_those_of_the_formulas(new_game: GameMaker) -> None:
-    game = new_game()
+def test_first_losses_are_those_of_the_formulas(new_gan: GameMaker) -> None:
+    gan = new_gan()
     torch.manual_seed(7)
-    x, y = new_game().stream.next()
+    x, y = new_gan().stream.next()
     torch.manual_seed(7)
     z, y_fake = torch.randn(8, 4), torch.randint(4, (8,))
-    real = game.discriminator(x, y).logits
-    fake = game.discriminator(game.generator(z, y_fake), y_fake).logits
+    real = gan.discriminator(x, y).logits
+    fake = gan.discriminator(gan.generator(z, y_fake), y_fake).logits
     loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    gradients = torch.autograd.grad(loss, list(game.discriminator.parameters()))
+    gradients = torch.autograd.grad(loss, list(gan.discriminator.parameters()))
     torch.manual_seed(7)
-    game.prepare()
-    metrics = game.discriminator_step()
+    gan.prepare()
+    metrics = gan.discriminator_step()
     expected = {
         "loss/discriminator": loss.detach(),
         "loss/regularizer": torch.zeros(()),
@@ -85,9 +85,9 @@ class Pull(Regularizer):
         return 2.0 * real.mean() - 0.5 * fake.mean()
 
 
-def test_both_players_descend_the_sum_of_all_their_terms(new_game: GameMaker) -> None:
+def test_both_players_descend_the_sum_of_all_their_terms(new_gan: GameMaker) -> None:
     terms = CrossEntropy(weight=0.5, fake_weight=0.25, label_smoothing=0.0)
-    game = new_game(
+    gan = new_gan(
         discriminator=partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=AuxiliaryHead),
         regularizer=Pull(),
         classification=terms,
@@ -96,12 +96,12 @@ def test_both_players_descend_the_sum_of_all_their_terms(new_game: GameMaker) ->
         g_lr=1.0,
     )
     torch.manual_seed(7)
-    x, y = new_game().stream.next()
-    for network, step in ((game.discriminator, game.discriminator_step), (game.generator, game.generator_step)):
+    x, y = new_gan().stream.next()
+    for network, step in ((gan.discriminator, gan.discriminator_step), (gan.generator, gan.generator_step)):
         torch.manual_seed(7)
         z, y_fake = torch.randn(8, 4), torch.randint(4, (8,))
-        real, fake = game.discriminator(x, y), game.discriminator(game.generator(z, y_fake), y_fake)
-        if network is game.discriminator:
+        real, fake = gan.discriminator(x, y), gan.discriminator(gan.generator(z, y_fake), y_fake)
+        if network is gan.discriminator:
             loss = F.relu(1 - real.logits).mean() + F.relu(1 + fake.logits).mean()
             loss = loss + 2.0 * real.logits.mean() - 0.5 * fake.logits.mean()
             loss = loss + 0.5 * F.cross_entropy(real.class_logits, y)
@@ -109,35 +109,35 @@ def test_both_players_descend_the_sum_of_all_their_terms(new_game: GameMaker) ->
             loss = -fake.logits.mean() + 0.25 * F.cross_entropy(fake.class_logits, y_fake)
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         before = weights(network)
-        game.prepare()
+        gan.prepare()
         torch.manual_seed(7)
         step()
         torch.testing.assert_close(moved(before, network), [-g for g in gradients], rtol=1e-4, atol=1e-5)
 
 
-def test_the_generator_climbs_what_the_discriminator_says(new_game: GameMaker) -> None:
-    game = new_game(optimizer=DESCENT, g_lr=1.0)
+def test_the_generator_climbs_what_the_discriminator_says(new_gan: GameMaker) -> None:
+    gan = new_gan(optimizer=DESCENT, g_lr=1.0)
     torch.manual_seed(7)
     z, y = torch.randn(8, 4), torch.randint(4, (8,))
-    loss = -game.discriminator(game.generator(z, y), y).logits.mean()
-    gradients = torch.autograd.grad(loss, list(game.generator.parameters()))
-    before = weights(game.generator)
+    loss = -gan.discriminator(gan.generator(z, y), y).logits.mean()
+    gradients = torch.autograd.grad(loss, list(gan.generator.parameters()))
+    before = weights(gan.generator)
     torch.manual_seed(7)
-    metrics = game.generator_step()
+    metrics = gan.generator_step()
     torch.testing.assert_close(metrics["loss/generator"], loss.detach())
-    for step, gradient in zip(moved(before, game.generator), gradients, strict=True):
+    for step, gradient in zip(moved(before, gan.generator), gradients, strict=True):
         torch.testing.assert_close(step, -gradient)
     assert metrics["gradient_norm/generator"] > 0
 
 
-def test_class_terms_train_each_player_on_its_own_images(new_game: GameMaker) -> None:
-    game = new_game(discriminator=SMALL_BIGGAN_D, classification=CrossEntropy(), generator=SMALL_BIGGAN)
-    metrics = game.iterate()
+def test_class_terms_train_each_player_on_its_own_images(new_gan: GameMaker) -> None:
+    gan = new_gan(discriminator=SMALL_BIGGAN_D, classification=CrossEntropy(), generator=SMALL_BIGGAN)
+    metrics = gan.iterate()
     assert {"loss/class_real", "loss/class_fake", "accuracy/class_real", "accuracy/class_fake"} <= metrics.keys()
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
     assert metrics["loss/class_real"] > 0
     # Through the classifier alone, with nothing to win from the realness.
-    lonely = new_game(
+    lonely = new_gan(
         discriminator=SMALL_BIGGAN_D, generator=SMALL_BIGGAN, classification=CrossEntropy(weight=0.0), optimizer=DESCENT
     )
     before = weights(lonely.discriminator.get_submodule("head.classifier"))
@@ -146,73 +146,73 @@ def test_class_terms_train_each_player_on_its_own_images(new_game: GameMaker) ->
     assert stays(before, lonely.discriminator.get_submodule("head.classifier"))
 
 
-def test_the_augmentation_is_between_the_images_and_the_discriminator_in_all_three_places(new_game: GameMaker) -> None:
+def test_the_augmentation_is_between_the_images_and_the_discriminator_in_all_three_places(new_gan: GameMaker) -> None:
     seen: list[Tensor] = []
 
     def augment(x: Tensor) -> Tensor:
         seen.append(x)
         return torch.zeros_like(x) + 0.0 * x
 
-    game = new_game(augment=augment)
+    gan = new_gan(augment=augment)
     judged: list[Tensor] = []
-    game.discriminator.register_forward_pre_hook(lambda module, args: judged.append(args[0].detach()))
-    game.iterate()
+    gan.discriminator.register_forward_pre_hook(lambda module, args: judged.append(args[0].detach()))
+    gan.iterate()
     assert [len(x) for x in seen] == [8, 8, 8]
     assert [x.requires_grad for x in seen] == [False, False, True]
     assert all(not x.any() for x in judged)
 
 
-def test_clipping_comes_after_every_update_of_the_critic(new_game: GameMaker) -> None:
-    game = new_game(loss=WassersteinLoss(clip=0.01), optimizer=rmsprop, d_lr=0.5, g_lr=0.5, d_steps=2)
-    game.iterate()
-    assert max(float(p.detach().abs().max()) for p in game.discriminator.parameters()) == pytest.approx(0.01)
-    assert max(float(p.detach().abs().max()) for p in game.generator.parameters()) > 0.1
+def test_clipping_comes_after_every_update_of_the_critic(new_gan: GameMaker) -> None:
+    gan = new_gan(loss=WassersteinLoss(clip=0.01), optimizer=rmsprop, d_lr=0.5, g_lr=0.5, d_steps=2)
+    gan.iterate()
+    assert max(float(p.detach().abs().max()) for p in gan.discriminator.parameters()) == pytest.approx(0.01)
+    assert max(float(p.detach().abs().max()) for p in gan.generator.parameters()) > 0.1
 
 
 # Who moves
 
 
 @pytest.mark.parametrize("d_steps", [1, 3])
-def test_a_round_is_d_steps_updates_of_one_and_one_of_the_other(new_game: GameMaker, d_steps: int) -> None:
-    game = new_game(d_steps=d_steps)
-    game.iterate()
-    game.iterate()
+def test_a_round_is_d_steps_updates_of_one_and_one_of_the_other(new_gan: GameMaker, d_steps: int) -> None:
+    gan = new_gan(d_steps=d_steps)
+    gan.iterate()
+    gan.iterate()
 
     def updates(optimizer: torch.optim.Optimizer) -> list[int]:
         return sorted({int(state["step"]) for state in optimizer.state.values()})
 
-    assert updates(game.d_optimizer) == [2 * d_steps]
-    assert updates(game.g_optimizer) == [2]
-    assert game.step == int(game.step_on_device) == 2
-    assert game.stream.images_seen == 2 * d_steps * 8
+    assert updates(gan.d_optimizer) == [2 * d_steps]
+    assert updates(gan.g_optimizer) == [2]
+    assert gan.step == int(gan.step_on_device) == 2
+    assert gan.stream.images_seen == 2 * d_steps * 8
 
 
-def test_the_discriminators_step_leaves_the_generator_alone(new_game: GameMaker) -> None:
-    game = new_game(generator=NORMALISED_G, discriminator=NORMALISED_D)
-    before, d_before = weights(game.generator), weights(game.discriminator)
-    vectors = [buffer.clone() for buffer in game.generator.buffers()]
-    game.prepare()
-    game.discriminator_step()
-    assert stays(before, game.generator)
-    assert all(torch.equal(a, b) for a, b in zip(vectors, game.generator.buffers(), strict=True))
-    assert all(p.grad is None for p in game.generator.parameters())
-    assert not stays(d_before, game.discriminator)
+def test_the_discriminators_step_leaves_the_generator_alone(new_gan: GameMaker) -> None:
+    gan = new_gan(generator=NORMALISED_G, discriminator=NORMALISED_D)
+    before, d_before = weights(gan.generator), weights(gan.discriminator)
+    vectors = [buffer.clone() for buffer in gan.generator.buffers()]
+    gan.prepare()
+    gan.discriminator_step()
+    assert stays(before, gan.generator)
+    assert all(torch.equal(a, b) for a, b in zip(vectors, gan.generator.buffers(), strict=True))
+    assert all(p.grad is None for p in gan.generator.parameters())
+    assert not stays(d_before, gan.discriminator)
 
 
-def test_the_generators_step_leaves_the_discriminator_and_its_gradients_alone(new_game: GameMaker) -> None:
-    game = new_game(generator=NORMALISED_G, discriminator=NORMALISED_D)
-    before, g_before = weights(game.discriminator), weights(game.generator)
-    vectors = [buffer.clone() for buffer in game.discriminator.buffers()]
-    for parameter in game.discriminator.parameters():
+def test_the_generators_step_leaves_the_discriminator_and_its_gradients_alone(new_gan: GameMaker) -> None:
+    gan = new_gan(generator=NORMALISED_G, discriminator=NORMALISED_D)
+    before, g_before = weights(gan.discriminator), weights(gan.generator)
+    vectors = [buffer.clone() for buffer in gan.discriminator.buffers()]
+    for parameter in gan.discriminator.parameters():
         parameter.grad = torch.full_like(parameter, 0.25)
-    game.generator_step()
-    assert stays(before, game.discriminator)
-    assert all(torch.equal(a, b) for a, b in zip(vectors, game.discriminator.buffers(), strict=True))
-    for parameter in game.discriminator.parameters():
+    gan.generator_step()
+    assert stays(before, gan.discriminator)
+    assert all(torch.equal(a, b) for a, b in zip(vectors, gan.discriminator.buffers(), strict=True))
+    for parameter in gan.discriminator.parameters():
         assert parameter.requires_grad
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, torch.full_like(parameter, 0.25))
-    assert not stays(g_before, game.generator)
+    assert not stays(g_before, gan.generator)
 
 
 def test_freezing_ends_with_an_error_too() -> None:
@@ -251,9 +251,9 @@ def vectors_of(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("discriminator", [NORMALISED_D, BATCH_NORM_D], ids=["one pass", "two passes"])
 def test_one_power_iteration_an_update_however_many_passes_it_takes(
-    new_game: GameMaker, monkeypatch: pytest.MonkeyPatch, discriminator: Callable[..., nn.Module], accumulate: int
+    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, discriminator: Callable[..., nn.Module], accumulate: int
 ) -> None:
-    game = new_game(
+    gan = new_gan(
         generator=NORMALISED_G,
         discriminator=discriminator,
         accumulate=accumulate,
@@ -261,9 +261,9 @@ def test_one_power_iteration_an_update_however_many_passes_it_takes(
         d_lr=0.1,
         g_lr=0.1,
     )
-    for network, step in ((game.discriminator, game.discriminator_step), (game.generator, game.generator_step)):
+    for network, step in ((gan.discriminator, gan.discriminator_step), (gan.generator, gan.generator_step)):
         old = vectors_of(network)
-        game.prepare()
+        gan.prepare()
         step()
         new = vectors_of(network)
         assert len(new) > 2
@@ -281,20 +281,20 @@ def test_one_power_iteration_an_update_however_many_passes_it_takes(
     ("discriminator", "batches"), [(NORMALISED_D, [16, 8]), (BATCH_NORM_D, [8, 8, 8])], ids=["joint", "batch norm"]
 )
 def test_batch_norm_never_sees_real_and_fake_together(
-    new_game: GameMaker, discriminator: Callable[..., nn.Module], batches: list[int]
+    new_gan: GameMaker, discriminator: Callable[..., nn.Module], batches: list[int]
 ) -> None:
-    game = new_game(discriminator=discriminator)
+    gan = new_gan(discriminator=discriminator)
     seen: list[int] = []
-    game.discriminator.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    game.iterate()
+    gan.discriminator.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    gan.iterate()
     assert seen == batches
 
 
 def test_one_pass_and_two_passes_are_the_same_update_without_batch_norm(
-    new_game: GameMaker, monkeypatch: pytest.MonkeyPatch
+    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joint, separate = (
-        new_game(discriminator=NORMALISED_D, regularizer=LeCam(start=0), optimizer=DESCENT, d_lr=1.0) for _ in range(2)
+        new_gan(discriminator=NORMALISED_D, regularizer=LeCam(start=0), optimizer=DESCENT, d_lr=1.0) for _ in range(2)
     )
     torch.manual_seed(3)
     joint.prepare()
@@ -324,17 +324,17 @@ class FixedStream:
         return self.parts[-1]
 
 
-def fix_inputs(game: Game, monkeypatch: pytest.MonkeyPatch, images: tuple[Tensor, Tensor]) -> None:
+def fix_inputs(gan: GANStep, monkeypatch: pytest.MonkeyPatch, images: tuple[Tensor, Tensor]) -> None:
     z, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 4
-    size = game.schedule.micro_batch
+    size = gan.schedule.micro_batch
     latents = FixedStream(z, y, size)
-    monkeypatch.setattr(game, "stream", FixedStream(*images, size))
-    monkeypatch.setattr(game, "_latents", lambda n: latents.take())
+    monkeypatch.setattr(gan, "stream", FixedStream(*images, size))
+    monkeypatch.setattr(gan, "_latents", lambda n: latents.take())
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_micro_batches_give_the_update_of_the_whole_batch(
-    new_game: GameMaker, monkeypatch: pytest.MonkeyPatch, accumulate: int
+    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     settings: dict[str, Any] = {
         "generator": NORMALISED_G,
@@ -345,7 +345,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch(
         "d_lr": 1.0,
         "g_lr": 1.0,
     }
-    whole, parts = new_game(**settings), new_game(**settings, accumulate=accumulate)
+    whole, parts = new_gan(**settings), new_gan(**settings, accumulate=accumulate)
     images = whole.stream.next()
     fix_inputs(whole, monkeypatch, images)
     fix_inputs(parts, monkeypatch, images)
@@ -440,30 +440,30 @@ def refuse(*args: Any, **kwargs: Any) -> None:
     ],
 )
 def test_a_round_never_waits_for_the_device(
-    new_game: GameMaker, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], precision: PrecisionName
+    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], precision: PrecisionName
 ) -> None:
     for name in ("tolist", "numpy", "cpu"):  # would read a CPU tensor without any operator
         monkeypatch.setattr(Tensor, name, refuse)
     common = {"regularizer": LeCam(start=2), "augment": DiffAugment(), "ema": {"decay": 0.9, "start": 1}}
-    game = new_game(**{"optimizer": adam, **common, **settings}, precision=precision, d_steps=2)
-    metrics = game.iterate()  # makes the optimisers' state
+    gan = new_gan(**{"optimizer": adam, **common, **settings}, precision=precision, d_steps=2)
+    metrics = gan.iterate()  # makes the optimisers' state
     running = RunningMeans(list(metrics))
     counters = {
         state["step"].data_ptr()
-        for optimizer in (game.g_optimizer, game.d_optimizer)
+        for optimizer in (gan.g_optimizer, gan.d_optimizer)
         for state in optimizer.state.values()
     }
     with NeverWait(on_host=counters) as guard:
         for _ in range(2):  # past the starts, and over the end of an epoch of 40 images
-            running.update(game.iterate(), game.step_on_device)
+            running.update(gan.iterate(), gan.step_on_device)
     assert guard.calls > 500
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_round_never_waits_for_a_real_gpu(new_game: GameMaker, precision: PrecisionName) -> None:
-    game = new_game(
+def test_a_round_never_waits_for_a_real_gpu(new_gan: GameMaker, precision: PrecisionName) -> None:
+    gan = new_gan(
         generator=SMALL_BIGGAN,
         discriminator=SMALL_BIGGAN_D,
         classification=CrossEntropy(),
@@ -473,11 +473,11 @@ def test_a_round_never_waits_for_a_real_gpu(new_game: GameMaker, precision: Prec
         precision=precision,
         device="cuda",
     )
-    game.iterate()
+    gan.iterate()
     try:
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(6):
-            game.iterate()
+            gan.iterate()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -485,33 +485,33 @@ def test_a_round_never_waits_for_a_real_gpu(new_game: GameMaker, precision: Prec
 # State
 
 
-def test_a_checkpoint_of_other_networks_is_refused_by_the_name_of_the_tensor(new_game: GameMaker) -> None:
-    state = new_game().state()
-    wider = new_game(discriminator=partial(DenseDiscriminator, channels=[4, 8], head=ProjectionHead))
+def test_a_checkpoint_of_other_networks_is_refused_by_the_name_of_the_tensor(new_gan: GameMaker) -> None:
+    state = new_gan().state()
+    wider = new_gan(discriminator=partial(DenseDiscriminator, channels=[4, 8], head=ProjectionHead))
     with pytest.raises(
         UserError, match=r"another discriminator: body\.2\.weight is \(4, 4, 3, 3\) there and \(8,"
     ) as error:
         wider.load_state(state)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"another generator: .* is absent there"):
-        new_game(generator=NORMALISED_G).load_state(state)
+        new_gan(generator=NORMALISED_G).load_state(state)
     with pytest.raises(UserError, match=r"another regularizer: real_anchor is absent there"):
-        new_game(regularizer=LeCam()).load_state(state)
+        new_gan(regularizer=LeCam()).load_state(state)
 
 
-def test_a_checkpoint_of_another_optimiser_is_refused(new_game: GameMaker) -> None:
-    game = new_game(optimizer=adam)
-    game.iterate()
+def test_a_checkpoint_of_another_optimiser_is_refused(new_gan: GameMaker) -> None:
+    gan = new_gan(optimizer=adam)
+    gan.iterate()
     with pytest.raises(UserError, match="another optimizer") as error:
-        new_game(optimizer=rmsprop).load_state(game.state())
+        new_gan(optimizer=rmsprop).load_state(gan.state())
     assert "\n" not in str(error.value)
 
 
-def test_settings_given_anew_win_over_those_of_the_checkpoint(new_game: GameMaker) -> None:
-    game = new_game(optimizer=partial(adam, betas=(0.5, 0.9)), d_lr=1e-3)
-    game.iterate()
-    resumed = new_game(optimizer=partial(adam, betas=(0.0, 0.99)), d_lr=5e-3)
-    resumed.load_state(game.state())
+def test_settings_given_anew_win_over_those_of_the_checkpoint(new_gan: GameMaker) -> None:
+    gan = new_gan(optimizer=partial(adam, betas=(0.5, 0.9)), d_lr=1e-3)
+    gan.iterate()
+    resumed = new_gan(optimizer=partial(adam, betas=(0.0, 0.99)), d_lr=5e-3)
+    resumed.load_state(gan.state())
     resumed.iterate()
     (group,) = resumed.d_optimizer.param_groups
     assert (group["betas"], group["lr"]) == ((0.0, 0.99), 5e-3)

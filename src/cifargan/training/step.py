@@ -1,4 +1,4 @@
-"""One iteration of the two-player game. Everything here stays on the device; nothing waits for the host."""
+"""One iteration of the two-player gan. Everything here stays on the device; nothing waits for the host."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Metrics: TypeAlias = dict[str, Tensor]  # 0-dim tensors on the device
 
 
-class Game:
+class GANStep:
     """A generator against a discriminator (Goodfellow et al. 2014).
 
     Takes built objects and knows no model, loss or dataset by name.
@@ -300,7 +300,7 @@ class Game:
                     group["lr"] = initial * factor
 
     def state(self) -> State:
-        """All that a bit-exact continuation of the game needs, as tensors and builtins."""
+        """All that a bit-exact continuation of the gan needs, as tensors and builtins."""
         return {
             "step": self.step,
             "switches": asdict(self.switches),
