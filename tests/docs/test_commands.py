@@ -1,19 +1,15 @@
 """Every command in the documentation is run, as far as it takes no time: names, options and settings are right."""
 
-import contextlib
-import importlib
 import itertools
-import logging
 import re
 import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -110,26 +106,6 @@ def torchrun(desk: Desk, words: list[str]) -> None:
     composed(desk, ["cifargan", *options.training_script_args])
 
 
-def script_until(name: str) -> Callable[[Desk, list[str]], None]:
-    """Run the script until it calls a function of its own."""
-
-    def run(desk: Desk, words: list[str]) -> None:
-        if "--guided" in words:
-            pytest.importorskip("atheris", reason="the extra fuzz is not installed")
-        module = script(words)
-        replaced = patch.object(module, name, reach), patch.object(sys, "argv", words[1:])
-        with replaced[0], replaced[1], contextlib.chdir(desk.folder), pytest.raises(ReachedError):
-            module.main()
-        logging.disable(logging.NOTSET)  # which the fuzzer had turned off
-
-    return run
-
-
-def script(words: list[str]) -> Any:
-    with patch.object(sys, "path", [str(ROOT / "scripts"), *sys.path]):
-        return importlib.import_module(Path(words[1]).stem)
-
-
 def own_file(desk: Desk, words: list[str]) -> None:
     """Read a file of one's own that the documentation shows, and go on as with `cifargan`."""
     for name, content in desk.files.items():
@@ -162,7 +138,6 @@ TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"cifargan runs tensorboard\b": until("cifargan.cli.runs.tensorboard_command"),
     r"cifargan (runs|sample|ls|cat|cp|doctor|completion|--help|--version)\b": in_full,
     r"torchrun .*-m cifargan train\b": torchrun,
-    r"python scripts/fuzz\.py\b": script_until("tallies"),
     r"python my_\w+\.py\b": own_file,
     r"bash scripts/\w+\.sh": shell_script,
     r"tensorboard --logdir outputs$": as_it_is,

@@ -258,41 +258,6 @@ def test_what_cannot_be_found_is_told_with_what_there_is(tmp_path: Path) -> None
         assert "\n" not in str(error.value)
 
 
-def test_format_1_is_migrated(tmp_path: Path) -> None:
-    old = {
-        "format": 1,
-        "step": 7,
-        "config": {
-            "seed": 3,
-            "trainer": {"accumulate": 2},
-            "optimizer": {"generator": {"name": "adam"}, "discriminator": {"name": "rmsprop"}},
-        },
-        "stream": {"order": torch.arange(4), "images_seen": 6, "generator": torch.zeros(8, dtype=torch.uint8)},
-        "g_optimizer": {"state": {}},
-        "d_optimizer": {"state": {}},
-        "watch": {"warned": ["samples"]},
-        "best": {"score": 2.5, "step": 5},
-    }
-    torch.save(old, tmp_path / "old.pt")
-    state = load(tmp_path / "old.pt")
-    assert (state["format"], state["step"], state["switches"]) == (FORMAT, 7, {})
-    assert state["stream"].keys() == {"seed", "images_seen", "generator"}
-    assert (state["stream"]["seed"], state["stream"]["images_seen"]) == (3, 6)
-    assert (state["rate_scale"], state["accumulate"], state["rollbacks"]) == (1.0, 2, 0)
-    assert (state["g_optimizer"]["kind"], state["d_optimizer"]["kind"]) == ("Adam", "RMSprop")
-    assert state["watch"] == {"once_diverse": False, "poor_grids": 0, "warned": ["samples"]}
-    assert (state["best"]["score"], state["best"]["step"], state["best"]["worse"]) == (2.5, 5, 0)
-
-
-def test_format_2_needs_no_checksum_and_format_3_does(tmp_path: Path) -> None:
-    path = tmp_path / "old.pt"
-    torch.save({"format": 2, "step": 7}, path)
-    assert load(path) == {"format": FORMAT, "step": 7, "rate_scale": 1.0, "accumulate": 1, "rollbacks": 0}
-    torch.save({"format": 3, "step": 7}, path)
-    with pytest.raises(DamagedError, match=r"old\.pt is damaged: its end, with the checksum, is missing"):
-        load(path)
-
-
 @pytest.mark.parametrize("kind", [0, -1, "3", [3], None, torch.tensor(3)])
 def test_a_format_that_is_none_is_one_line(tmp_path: Path, kind: object) -> None:
     torch.save({"format": kind}, tmp_path / "odd.pt")

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -194,7 +193,7 @@ def extras() -> Iterator[Finding]:
             extra = marker.split("extra ==")[1].strip().strip("'\"() ")
             wanted.setdefault(extra, []).append(_name(requirement))
     for extra, names in sorted(wanted.items()):
-        if extra == "dev" or (extra == "fuzz" and sys.platform != "linux"):
+        if extra == "dev":
             continue
         missing = [name for name in names if not _installed(name)]
         if missing:

@@ -7,9 +7,7 @@ noticed too. It loads with `weights_only=True`: a checkpoint from elsewhere cann
 
 import hashlib
 import logging
-import math
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,6 @@ log = logging.getLogger(__name__)
 State = dict[str, Any]
 FORMAT = 3
 MAX_IMAGE_SIZE = 1024
-SEALED_SINCE = 3  # the first format that has a checksum
 SEAL = b"\ncifargan sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
 
@@ -58,12 +55,9 @@ def load(path: Path) -> State:
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is a torch file, but no cifargan checkpoint")
     found = state["format"]
-    if isinstance(found, int) and (found in MIGRATIONS or found == FORMAT):
-        if found >= SEALED_SINCE and not sealed:
+    if type(found) is int and found == FORMAT:
+        if not sealed:
             raise DamagedError(f"{path} is damaged: its end, with the checksum, is missing{_others(path)}")
-        with refusing(f"{path} is no cifargan checkpoint of format {found}: parts of it are missing"):
-            while state["format"] != FORMAT:
-                state = MIGRATIONS[state["format"]](state)
         return cast(State, state)
     # Lists within lists cannot always be written out.
     said = readable(str(found)) if isinstance(found, int | str) else type(found).__name__
@@ -117,36 +111,6 @@ def _write_sealed(state: State, file: IO[bytes]) -> None:
     sealing = _Sealing(file)
     torch.save(state, cast(IO[bytes], sealing))
     file.write(_seal(sealing.digest.hexdigest()))
-
-
-def _from_format_1(state: State) -> State:
-    """Format 1 kept the order of the epoch at hand, where format 2 keeps the seed of all orders.
-
-    A run that goes on from it shuffles anew; everything else goes on as it was. Its first files did not say yet which
-    optimisers theirs are, nor how scores and samples had developed: that begins anew.
-    """
-    config = state["config"]
-    stream = {**state["stream"], "seed": int(config["seed"])}
-    stream.pop("order", None)
-    optimizers = {
-        f"{player[0]}_optimizer": {
-            "kind": {"adam": "Adam", "rmsprop": "RMSprop"}[config["optimizer"][player]["name"]],
-            **state[f"{player[0]}_optimizer"],
-        }
-        for player in ("generator", "discriminator")
-    }
-    watch = {"once_diverse": False, "poor_grids": 0, **state["watch"]}
-    best = {"last": math.inf, "worse": 0, "since_best": 0, "once_fine": [], "warned_of": [], **state["best"]}
-    return {**state, **optimizers, "format": 2, "stream": stream, "switches": {}, "watch": watch, "best": best}
-
-
-def _from_format_2(state: State) -> State:
-    """Format 2 knew no recovery: neither lowered learning rates nor batches that were split for lack of memory."""
-    accumulate = state.get("config", {}).get("trainer", {}).get("accumulate", 1)
-    return {**state, "format": 3, "rate_scale": 1.0, "accumulate": accumulate, "rollbacks": 0}
-
-
-MIGRATIONS: dict[int, Callable[[State], State]] = {1: _from_format_1, 2: _from_format_2}
 
 
 @dataclass(frozen=True, kw_only=True)
