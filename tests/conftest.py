@@ -23,9 +23,13 @@ import torch.multiprocessing as mp
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.settings import plain
 from cifargan.cli import main
+from cifargan.config import build_data, plain
+from cifargan.data.sources import ImageSet
+from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
+from cifargan.train import build_trainer
+from cifargan.training.trainer import Trainer
 
 PATIENCE = 120.0  # s that processes may take before they count as hanging
 
@@ -134,6 +138,44 @@ def narrowed() -> Callable[[DictConfig], list[str]]:
         return found
 
     return narrow
+
+
+@pytest.fixture(scope="session")
+def digits() -> Callable[[DictConfig], ImageSet]:
+    """A function that loads what a `data` node describes, once for all tests, which only look at it."""
+    loaded: dict[str, ImageSet] = {}
+
+    def load(node: DictConfig) -> ImageSet:
+        key = OmegaConf.to_yaml(node)
+        if key not in loaded:
+            loaded[key] = build_data(node)
+        return loaded[key]
+
+    return load
+
+
+@pytest.fixture
+def trainer_for(
+    composed: Callable[..., DictConfig],
+    narrowed: Callable[[DictConfig], list[str]],
+    digits: Callable[[DictConfig], ImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., contextlib.AbstractContextManager[Trainer]]:
+    """A function that opens a narrow trainer on digits from overrides."""
+    monkeypatch.setattr("cifargan.config.build_data", digits)
+
+    @contextlib.contextmanager
+    def make(*overrides: str) -> Iterator[Trainer]:
+        overrides = ("data=digits", "data.splits=[test]", "trainer.batch_size=4", *overrides)
+        config = composed(*overrides, *narrowed(composed(*overrides)))
+        benchmark = torch.backends.cudnn.benchmark
+        trainer = build_trainer(config, RunDirectory(tmp_path))
+        with trainer.tracker:
+            yield trainer
+        torch.backends.cudnn.benchmark = benchmark
+
+    return make
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 import cifargan
-from cifargan.build.parts import build_generator
-from cifargan.build.settings import plain
+from cifargan.config import build_generator, plain
 from cifargan.errors import UserError
 from cifargan.loading import load_generator
 from cifargan.runs.checkpoint import CheckpointStore

@@ -10,8 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.build.check import check
-from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.runs.checkpoint import load
 from cifargan.schema import conf_dir
 
@@ -38,7 +37,7 @@ def test_there_is_a_preset_for_each_system_to_reproduce() -> None:
 def test_full_width_preset(experiment: str, composed: Callable[..., DictConfig]) -> None:
     """Composes, passes the check under its own name, and can be built as it stands."""
     config = composed(f"experiment={experiment}")
-    assert check(config).name == experiment
+    assert parse(config).root.name == experiment
     size = int(config.data.image_size)
     g = build_generator(config.model.generator, num_classes=10, image_size=size)
     d = build_discriminator(config.model.discriminator, num_classes=10, image_size=size)

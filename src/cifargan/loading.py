@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from cifargan.build.device import select_device
-from cifargan.build.parts import build_discriminator, build_generator
+from cifargan.config import build_discriminator, build_generator
+from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator, Generator

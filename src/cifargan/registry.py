@@ -23,7 +23,7 @@ from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
-from cifargan.schema import Registry, arguments, lookup
+from cifargan.schema import Registry, part
 from cifargan.training.events import EventWriter
 from cifargan.training.loggers import CSVTable
 from cifargan.training.optimizers import adam, rmsprop
@@ -60,5 +60,4 @@ LOGGER_EXTRAS = ("wandb", "mlflow")
 
 def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
     """Build what a node names, from its settings and from what the program provides."""
-    constructor = lookup(registry, node, where)
-    return constructor(**arguments(constructor, node, where, provided=provided), **provided)
+    return part(registry, node, where, provided=provided)(**provided)

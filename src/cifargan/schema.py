@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field, make_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -156,16 +156,38 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     return result
 
 
-def section(config: DictConfig, where: str) -> DictConfig:
-    """A part of the configuration that holds settings.
+def part(registry: Registry, node: DictConfig, where: str, *, provided: Iterable[str] = ()) -> partial[Any]:
+    """What a config node names, with its settings, checked and not built yet.
+
+    Args:
+        registry: what the name is looked up in.
+        node: the name and the settings.
+        where: the node's place in the configuration, for the error message.
+        provided: arguments that the program passes when it calls the part.
 
     Raises:
-        UserError: it was removed, or is a single value.
+        UserError: as `lookup` and `arguments`.
     """
-    node = OmegaConf.select(config, where)
-    if not isinstance(node, DictConfig):
-        raise UserError(f"{where}={shown(node)}: expected a group of settings; `cifargan train --cfg job` shows them")
-    return node
+    constructor = lookup(registry, node, where)
+    return partial(constructor, **arguments(constructor, node, where, provided=provided))
+
+
+def section(node: DictConfig, key: str, where: str = "") -> DictConfig:
+    """A group of settings within a node.
+
+    Args:
+        node: the configuration, or a node of it.
+        key: the group's place in the node.
+        where: the node's place in the configuration, for the error message; empty for its root.
+
+    Raises:
+        UserError: the group was removed, or is a single value.
+    """
+    found = OmegaConf.select(node, key)
+    if not isinstance(found, DictConfig):
+        place = f"{where}.{key}" if where else key
+        raise UserError(f"{place}={shown(found)}: expected a group of settings; `cifargan train --cfg job` shows them")
+    return found
 
 
 def without(node: DictConfig, *keys: str) -> DictConfig:

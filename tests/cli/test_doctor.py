@@ -82,7 +82,7 @@ def test_what_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_gpu_that_torch_cannot_use_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cifargan.build.device.unused_gpu", lambda: "its driver is too old")
+    monkeypatch.setattr("cifargan.device.unused_gpu", lambda: "its driver is too old")
     gpu, _ = doctor.hardware()
     assert (gpu.state, gpu.advice) == ("!", "its driver is too old")
 

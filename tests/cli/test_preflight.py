@@ -8,9 +8,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.build.trainer import build_trainer
 from cifargan.cli.preflight import preflight
 from cifargan.runs.directory import RunDirectory
+from cifargan.train import build_trainer
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.build.check import check
-from cifargan.build.settings import GROUPS, Settings
 from cifargan.cli.config_files import groups
+from cifargan.config import GROUPS, Settings, parse
 from cifargan.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +66,7 @@ def test_every_setting_in_the_prose_composes(
     named_blocks: Callable[[Path], dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cifargan.build.check.select_device", lambda name: name)  # this machine lacks some
+    monkeypatch.setattr("cifargan.config.select_device", lambda name: name)  # this machine lacks some
     own = {Path(file).stem for file in named_blocks(page)}  # which the page adds to what is there
     wrong = [
         error
@@ -86,7 +85,7 @@ def refusal(setting: str, composed: Callable[..., DictConfig]) -> str:
         said = []
         for around in SURROUNDINGS:
             try:
-                check(composed(*(o for o in around if not o.startswith(f"{key}=")), f"{key}={one}"))
+                parse(composed(*(o for o in around if not o.startswith(f"{key}=")), f"{key}={one}"))
             except (UserError, HydraException, OmegaConfBaseException) as error:
                 said.append(str(error))
             else:

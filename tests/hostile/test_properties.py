@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.check import check
 from cifargan.cli.errors import explain
 from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
 from cifargan.cli.resume import CHOICE, OVERRIDE, overrides_of
+from cifargan.config import parse
 from cifargan.errors import UserError
 from cifargan.schema import from_file
 
@@ -70,7 +70,7 @@ def clear() -> Iterator[None]:
 def good(composed: Callable[..., DictConfig]) -> dict[str, Any]:
     """A configuration in which nothing is wrong."""
     config = composed("model=cdcgan", "data=digits")
-    check(config)
+    parse(config)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
 
 
@@ -99,7 +99,7 @@ def put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, A
 def test_a_setting_of_any_value(good: dict[str, Any], data: st.DataObject, value: Any) -> None:
     config = put(good, data.draw(st.sampled_from(places(good))), value)
     with clear():
-        check(OmegaConf.create(config))
+        parse(OmegaConf.create(config))
 
 
 @QUICK
@@ -107,7 +107,7 @@ def test_a_setting_of_any_value(good: dict[str, Any], data: st.DataObject, value
 def test_a_setting_of_any_name(good: dict[str, Any], data: st.DataObject, name: str, value: Any) -> None:
     place = data.draw(st.sampled_from(places(good, groups=True)))
     with clear():
-        check(OmegaConf.create(put(good, (*place, name), value)))
+        parse(OmegaConf.create(put(good, (*place, name), value)))
 
 
 @QUICK
@@ -116,7 +116,7 @@ def test_what_a_file_says_of_its_configuration(content: Any) -> None:
     with clear():
         config = from_file(content, "sent")
         assert "${" not in str(OmegaConf.to_container(config, resolve=False))
-        check(config)
+        parse(config)
 
 
 WORDS = st.sampled_from(

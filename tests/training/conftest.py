@@ -13,9 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cifargan.build.gan import build_gan
-from cifargan.build.parts import build_data
-from cifargan.build.settings import plain
-from cifargan.build.trainer import build_trainer
+from cifargan.config import build_data, plain
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
@@ -26,6 +24,7 @@ from cifargan.objectives.regularizers import NoRegularizer
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
+from cifargan.train import build_trainer
 from cifargan.training.ema import WeightAverage
 from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.precision import Precision, PrecisionName
@@ -162,8 +161,7 @@ def data(node: str) -> ImageSet:
 @pytest.fixture
 def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
     """A function that builds the trainer of a run in the folder `name` from overrides, or goes on with the run there."""
-    for module in ("parts", "trainer"):  # for the splits that are scored, and for training
-        monkeypatch.setattr(f"cifargan.build.{module}.build_data", lambda node: data(OmegaConf.to_yaml(node)))
+    monkeypatch.setattr("cifargan.config.build_data", lambda node: data(OmegaConf.to_yaml(node)))
 
     def make(name: str, *overrides: str, resume: bool = False) -> Trainer:
         directory = RunDirectory(tmp_path / name)

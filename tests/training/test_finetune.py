@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.build.gan import build_gan
-from cifargan.build.parts import build_discriminator, build_generator
-from cifargan.build.trainer import take_over
+from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.runs.checkpoint import Description
+from cifargan.train import take_over
 from cifargan.training.finetune import Start, blocks, freeze_first
 from cifargan.training.step import GANStep, frozen
 
@@ -70,7 +70,7 @@ def game_of(config: DictConfig, classes: int, start: Start | None = None) -> GAN
     images = images_of(classes)
     gan = build_gan(config, images=images, device=torch.device("cpu"))
     if start is not None:
-        take_over(start, gan, config, images)
+        take_over(start, gan, parse(config), images)
     return gan
 
 

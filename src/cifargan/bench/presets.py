@@ -7,7 +7,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.settings import plain
+from cifargan.config import plain
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError, did_you_mean
 from cifargan.schema import conf_dir

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cifargan.build.settings import plain
+from cifargan.config import plain
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.training.step import GANStep

@@ -6,8 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from cifargan.agreement import on_first
-from cifargan.build.parts import build_discriminator, build_generator
-from cifargan.build.settings import build_freezing, build_schedule, build_speed, settings
+from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
@@ -45,9 +44,9 @@ def build_gan(
     Raises:
         UserError: the parts do not go together.
     """
-    root = settings(config)
+    parts = parse(config)
+    root, schedule = parts.root, parts.schedule
     be_deterministic(root.deterministic)
-    schedule = build_schedule(config)
     precision = Precision(root.precision, device)
     # From here on the order decides which random numbers a network starts from.
     seed_everything(root.seed)
@@ -71,7 +70,7 @@ def build_gan(
         )
         # The first decides for all: two timings could end otherwise.
         decide = partial(
-            build_speed(config).switches,
+            parts.speed.switches,
             device,
             deterministic=root.deterministic,
             scaled=precision.name == "fp16",
@@ -84,7 +83,7 @@ def build_gan(
     use_tf32(switches.tf32)
     for network in (generator, discriminator):
         switches.prepare(network)
-    freeze_first(discriminator, build_freezing(config).freeze_d)
+    freeze_first(discriminator, parts.extras.freeze_d)
     g_optimizer, d_optimizer = (
         construct(
             OPTIMIZERS,

@@ -16,10 +16,10 @@ from cifargan.bench.presets import compose, narrowed
 from cifargan.bench.reference import presets
 from cifargan.bench.run import Race, Report, Result, machine, passed_gate, race
 from cifargan.bench.variants import has_bf16_units, variants
-from cifargan.build.device import select_device
-from cifargan.build.settings import plain
 from cifargan.cli.options import Parser, count
 from cifargan.cli.tables import aligned
+from cifargan.config import plain
+from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.files import write_json
 

@@ -97,8 +97,8 @@ def _load(overrides: list[str]) -> "list[ImageSet]":
     import hydra
     from omegaconf import OmegaConf
 
-    from cifargan.build.parts import SPLITS, build_data
     from cifargan.cli.overrides import key_of, reject_null_groups
+    from cifargan.config import SPLITS, build_data
     from cifargan.schema import conf_dir
 
     reject_null_groups(overrides)

@@ -80,7 +80,7 @@ def hardware() -> Iterator[Finding]:
     """Devices, their memory, threads."""
     import torch
 
-    from cifargan.build.device import unused_gpu
+    from cifargan.device import unused_gpu
 
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

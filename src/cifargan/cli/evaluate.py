@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from cifargan.build.device import select_device
-from cifargan.build.parts import SPLITS, build_data, splits_of
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table
+from cifargan.config import SPLITS, build_data, splits_of
 from cifargan.data.loose import load_images
 from cifargan.data.sources import ImageSet
+from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.evaluation.classifier import head_hit_rate
 from cifargan.evaluation.extractors.interface import FeatureExtractor

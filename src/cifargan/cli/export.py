@@ -6,8 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from cifargan.build.device import select_device
 from cifargan.cli.options import Parser, positive
+from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.export.card import make_card
 from cifargan.export.formats import FORMATS

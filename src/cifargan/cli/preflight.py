@@ -4,7 +4,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from cifargan.build.device import unused_gpu
+from cifargan.device import unused_gpu
 from cifargan.parallel import processes
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.provenance import device_name

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan import progress
 from cifargan.agreement import is_known_to_all, is_told, leads, note_as_known_to_all, on_first
-from cifargan.build.check import check
-from cifargan.build.device import select_device
 from cifargan.cli.errors import exit_code, report
 from cifargan.cli.overrides import key_of
 from cifargan.cli.resume import with_resume
 from cifargan.cli.run_log import RunLog
+from cifargan.config import parse
+from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.parallel import processes
 from cifargan.runs.directory import RunDirectory
@@ -75,7 +75,7 @@ def train_in_processes(
         UserError: there are not as many devices; or as in one process.
     """
     n = config.trainer.devices
-    check(config)
+    parse(config)
     device = select_device(config.device)
     if device.type == "cuda":
         import torch

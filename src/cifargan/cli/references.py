@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.parts import build_data, build_extractor
+from cifargan.config import build_data, build_extractor
 from cifargan.data.loose import load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor

@@ -8,9 +8,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.settings import plain
 from cifargan.cli.errors import groups
 from cifargan.cli.overrides import key_of, value_of
+from cifargan.config import plain
 from cifargan.errors import UserError
 from cifargan.folders import require_no_pipes
 from cifargan.report.reading import config_in

@@ -17,9 +17,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.agreement import leads, met_by_all, on_first, together
-from cifargan.build.check import check
-from cifargan.build.settings import plain
-from cifargan.build.trainer import build_trainer
 from cifargan.cli.errors import report
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher
@@ -30,6 +27,7 @@ from cifargan.cli.resume import keep_settings
 from cifargan.cli.run_log import RunLog
 from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
 from cifargan.cli.sweep_summary import summarise
+from cifargan.config import parse, plain
 from cifargan.errors import UserError
 from cifargan.files import write_atomically
 from cifargan.parallel import processes
@@ -37,6 +35,7 @@ from cifargan.runs.checkpoint import CheckpointStore, State, describe
 from cifargan.runs.directory import RunDirectory, Status
 from cifargan.runs.provenance import device_name
 from cifargan.schema import conf_dir
+from cifargan.train import build_trainer
 from cifargan.training.distributed import joined
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
@@ -144,7 +143,7 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
             resolved = OmegaConf.create(plain(config))
             if resolved.resume is not None:
                 resolved = on_first(partial(keep_settings, resolved, directory.path))
-            on_first(partial(check, resolved))
+            on_first(partial(parse, resolved))
             result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)
         except Exception as error:

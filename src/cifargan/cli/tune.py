@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build.check import check
-from cifargan.build.settings import GROUPS, Settings, plain
 from cifargan.cli.errors import explain, report
 from cifargan.cli.overrides import CONFIG_DIR, key_of, reject_null_groups, split_flags
 from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
+from cifargan.config import GROUPS, Settings, parse, plain
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
 from cifargan.report.summary import summary_of
@@ -173,7 +172,7 @@ def composed(overrides: list[str], flags: list[str]) -> DictConfig:
         found.append(OmegaConf.create(plain(config)))
 
     with_hydra(keep, ["cifargan train", *flags, *overrides, "hydra.run.dir='.'"])
-    check(found[0])
+    parse(found[0])
     return found[0]
 
 

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from cifargan.build.parts import build_generator
+from cifargan.config import build_generator
 from cifargan.errors import UserError
 from cifargan.runs.checkpoint import CheckpointStore, describe
 from cifargan.runs.directory import RunDirectory

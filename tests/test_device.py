@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifargan.build import device
-from cifargan.build.device import select_device, unused_gpu
+from cifargan import device
+from cifargan.device import select_device, unused_gpu
 from cifargan.errors import UserError
 
 

@@ -1,14 +1,20 @@
-"""Every combination passes the check, and what it refuses."""
+"""Every combination parses, what is refused, and the parts that need data: evaluators and splits."""
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
-from cifargan.build.check import check
 from cifargan.cli.errors import options
+from cifargan.config import build_data, build_extractor, parse, splits_of
+from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
+from cifargan.evaluation.evaluator import NoEvaluator
+from cifargan.evaluation.extractors import automatic
+from cifargan.images import save_png
 
 MODELS = options("model")
 LOSSES = ("bce", "wasserstein", "hinge")
@@ -17,10 +23,10 @@ Compose = Callable[..., DictConfig]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_every_combination_passes_the_check(model: str, composed: Compose) -> None:
+def test_every_combination_is_parsed(model: str, composed: Compose) -> None:
     for loss, regularizer, augment in product(LOSSES, options("regularizer"), options("augment")):
         config = composed(f"model={model}", f"loss={loss}", f"regularizer={regularizer}", f"augment={augment}")
-        check(config)
+        parse(config)
         chosen = (config.loss.name, config.regularizer.name, config.augment.name)
         assert chosen == (loss, regularizer, augment)
 
@@ -63,18 +69,18 @@ def test_every_combination_passes_the_check(model: str, composed: Compose) -> No
         ("device=meta", "device=meta: no such device; choose from auto"),
     ],
 )
-def test_check_refuses(override: str, message: str, composed: Compose) -> None:
+def test_a_wrong_setting_is_refused(override: str, message: str, composed: Compose) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        check(composed("data=digits", override))
+        parse(composed("data=digits", override))
     assert "\n" not in str(caught.value)
 
 
-def test_check_looks_at_the_settings_of_an_evaluator_without_building_it(composed: Compose) -> None:
-    check(composed("evaluator=inception", "evaluator.every=7"))
+def test_the_settings_of_an_evaluator_are_checked_without_building_it(composed: Compose) -> None:
+    parse(composed("evaluator=inception", "evaluator.every=7"))
     with pytest.raises(UserError, match=r"^evaluator\.every=often: expected int"):
-        check(composed("evaluator=inception", "evaluator.every=often"))
+        parse(composed("evaluator=inception", "evaluator.every=often"))
     with pytest.raises(UserError, match=r"^evaluator\.resolution: no such setting"):
-        check(composed("evaluator=inception", "+evaluator.resolution=64"))
+        parse(composed("evaluator=inception", "+evaluator.resolution=64"))
 
 
 @pytest.mark.parametrize(
@@ -83,4 +89,59 @@ def test_check_looks_at_the_settings_of_an_evaluator_without_building_it(compose
 )
 def test_a_head_and_its_class_term_go_together(model: str, head: str, needed: str, composed: Compose) -> None:
     with pytest.raises(UserError, match=f"head.name={head} does not go with .* needs {needed}"):
-        check(composed("data=digits", f"model={model}", f"model.discriminator.head.name={head}"))
+        parse(composed("data=digits", f"model={model}", f"model.discriminator.head.name={head}"))
+
+
+def test_no_evaluator(composed: Compose, digits: Callable[[DictConfig], ImageSet]) -> None:
+    config = composed("data=digits")
+    assert isinstance(parse(config).evaluator(digits(config.data)), NoEvaluator)
+
+
+def test_splits_are_those_of_the_data_and_else_what_was_loaded(composed: Compose, tmp_path: Path) -> None:
+    data = composed("data=digits").data
+    images = build_data(data)
+    assert [(one.splits, len(one)) for one in splits_of(data, images)] == [(("train",), 1498), (("test",), 299)]
+    assert splits_of(data, images)[0] is images
+    assert [one.splits for one in splits_of(data, images, ["test"])] == [("test",)]
+    for i in range(4):
+        path = tmp_path / "pictures" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(torch.full((3, 8, 8), i, dtype=torch.uint8), path)
+    folder = composed(
+        "data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", f"+data.cache={tmp_path / 'cache'}"
+    ).data
+    loaded = build_data(folder)
+    assert splits_of(folder, loaded) == [loaded]
+
+
+def test_auto_takes_inception_and_else_says_what_it_takes(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    node = composed("data=digits", "evaluator=auto", f"evaluator.weights={tmp_path / 'none.pth'}").evaluator
+    extractor = build_extractor(node, device=torch.device("cpu"))
+    assert extractor.distance_name == "fd_lite0_64"
+    assert "scoring with EfficientNet-Lite0 instead; its distances are no FID" in caplog.text
+    assert "none.pth" in caplog.text
+    sentinel = object()
+    monkeypatch.setattr(automatic, "Inception", lambda **settings: sentinel)
+    assert build_extractor(node, device=torch.device("cpu")) is sentinel
+
+    def cannot(**settings: object) -> None:
+        raise UserError("it cannot be had")
+
+    monkeypatch.setattr(automatic, "Inception", cannot)
+    monkeypatch.setattr(automatic, "EfficientNetLite0", cannot)
+    with pytest.raises(UserError, match="evaluator=auto: it cannot be had; and it cannot be had"):
+        build_extractor(node, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_refused_with_its_extra(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(f"trainer.loggers=[csv,{name}]")
+    monkeypatch.setattr("cifargan.config.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"^trainer\.loggers=\[csv,{name}\]: .*pip install 'cifargan\[{name}\]'"):
+        parse(config)
+    monkeypatch.setattr("cifargan.config.find_spec", lambda _: "found")
+    parse(config)

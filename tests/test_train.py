@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from cifargan.build.trainer import build_trainer
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
+from cifargan.train import build_trainer
 from cifargan.training.trainer import Trainer
 
 Compose = Callable[..., DictConfig]

@@ -1,0 +1,344 @@
+"""Parse a composed configuration once: every setting is checked, and every part is ready to be built."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, TypeVar, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cifargan.data.sources import ImageSet
+from cifargan.device import select_device
+from cifargan.errors import UserError, did_you_mean
+from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
+from cifargan.evaluation.extractors.interface import FeatureExtractor
+from cifargan.models.interface import Discriminator, Generator
+from cifargan.registry import (
+    AUGMENTS,
+    CLASSIFICATIONS,
+    DISCRIMINATORS,
+    EXTRACTORS,
+    GENERATORS,
+    HEADS,
+    LOGGER_EXTRAS,
+    LOGGERS,
+    LOSSES,
+    OPTIMIZERS,
+    PENALTIES,
+    SOURCES,
+)
+from cifargan.schema import arguments, part, section, without
+from cifargan.training.ema import WeightAverage
+from cifargan.training.precision import PrecisionName
+from cifargan.training.schedule import Schedule
+from cifargan.training.speed import Speed
+from cifargan.untrusted import readable
+
+log = logging.getLogger(__name__)
+
+SettingsT = TypeVar("SettingsT")
+
+GROUPS = ("data", "augment", "regularizer", "evaluator", "optimizer", "trainer", "model", "loss")
+PLAYERS = ("generator", "discriminator")
+SPLITS = ("train", "test")
+SHAPE = ("num_classes", "image_size")  # what the data decide about a network
+HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
+OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
+EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
+EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after", "target")
+# A head that judges classes needs a term that trains it to.
+HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings at the root of the configuration, beside the groups.
+
+    Args:
+        name: the folder of the run under `output_root`.
+        seed: of every random generator.
+        device: where to train.
+        precision: number format of the training step.
+        deterministic: bit-equal runs, at some cost in speed.
+        resume: the run to resume.
+        init: the run, checkpoint or exported generator whose networks this run starts from.
+        output_root: where runs lie.
+    """
+
+    name: str
+    seed: int = 0
+    device: str = "auto"
+    precision: PrecisionName = "auto"
+    deterministic: bool = False
+    resume: str | None = None
+    init: str | None = None
+    output_root: str = "outputs"
+
+    def __post_init__(self) -> None:
+        """Reject a seed that some generator could not take."""
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}: must lie between 0 and {2**32 - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic:
+    """The settings under `loss.critic`, to which the models' configs refer.
+
+    Args:
+        batch_norm: whether a discriminator may bring batch norm.
+        spectral_norm: whether it may bring spectral norm.
+    """
+
+    batch_norm: bool
+    spectral_norm: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerExtras:
+    """The settings under `trainer.` that belong to neither `Schedule`, `Speed` nor the moving average.
+
+    Args:
+        freeze_d: blocks of the discriminator's body, from the image on, that stay as `init` has them.
+        loggers: names in `LOGGERS`: where a run's scalars go beside metrics.jsonl, which is always written.
+
+    Raises:
+        UserError: a negative number; an unknown logger, or one whose extra is not installed.
+    """
+
+    freeze_d: int = 0
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
+
+    def __post_init__(self) -> None:
+        """Reject what could not be carried out."""
+        if self.freeze_d < 0:
+            raise UserError(f"trainer.freeze_d={self.freeze_d}: must be at least 0")
+        names = [str(name) for name in self.loggers]  # OmegaConf accepts lists within the list
+        where = f"trainer.loggers=[{','.join(readable(name) for name in names)}]"
+        for name in names:
+            if name not in LOGGERS:
+                hint = did_you_mean(name, LOGGERS) or f"; choose from {', '.join(LOGGERS)}"
+                raise UserError(f"{where}: {readable(name)}: no such logger{hint}")
+            if name in LOGGER_EXTRAS and find_spec(name) is None:
+                raise UserError(f"{where}: {name} is not installed: pip install 'cifargan[{name}]', or leave it out")
+
+
+TRAINER_KINDS = (Schedule, Speed, TrainerExtras)
+TRAINER_KEYS = tuple(key for kind in TRAINER_KINDS for key in kind.__dataclass_fields__ if key != "fits_memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a configuration describes: settings as values, parts as functions that build them.
+
+    Attributes:
+        config: the configuration itself, without interpolations.
+        root: the settings at its root.
+        device: where to train.
+        schedule: how many updates of which size, and what happens when.
+        speed: what makes a step fast.
+        extras: the other settings under `trainer.`.
+        load_data: load the images.
+        generator: build it from `num_classes` and `image_size`.
+        discriminator: build it, head included, from the same.
+        loss: build the adversarial loss.
+        regularizer: build the penalty.
+        classification: build the class term.
+        augment: build the augmentation.
+        optimizers: build the optimiser of each network from `parameters`, `fused` and `recorded`.
+        ema: average the weights of a generator.
+        evaluator: build the evaluator for `images`, with its networks and the features of the images.
+    """
+
+    config: DictConfig
+    root: Settings
+    device: torch.device
+    schedule: Schedule
+    speed: Speed
+    extras: TrainerExtras
+    load_data: Callable[[], ImageSet]
+    generator: Callable[..., Generator]
+    discriminator: Callable[..., Discriminator]
+    loss: Callable[[], Any]
+    regularizer: Callable[[], nn.Module]
+    classification: Callable[[], Any]
+    augment: Callable[[], nn.Module]
+    optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]]
+    ema: Callable[[Generator], WeightAverage]
+    evaluator: Callable[[ImageSet], Evaluator]
+
+
+def parse(config: DictConfig) -> Parts:
+    """Check every setting against the code that receives it. Nothing is built or loaded, so a typo costs no time.
+
+    Args:
+        config: the composed configuration, without interpolations.
+
+    Raises:
+        UserError: an unknown name or key, a value of the wrong type, or parts that do not go together.
+    """
+    for group in GROUPS:
+        section(config, group)
+    root = _root(config)
+    device = select_device(root.device)
+    trainer = section(config, "trainer")
+    for where, known in (
+        ("optimizer", PLAYERS),
+        ("model", (*PLAYERS, "classification")),
+        ("trainer", (*TRAINER_KEYS, "ema")),
+    ):
+        for key in map(str, section(config, where)):
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
+                raise UserError(f"{where}.{key}: no such setting{hint}")
+    optimizers = {
+        name: part(OPTIMIZERS, section(config, f"optimizer.{name}"), f"optimizer.{name}", provided=OPTIMIZER_PROVIDED)
+        for name in PLAYERS
+    }
+    parts = Parts(
+        config=config,
+        root=root,
+        device=device,
+        schedule=_schedule(trainer),
+        speed=_known(Speed, trainer, "trainer"),
+        extras=_known(TrainerExtras, trainer, "trainer"),
+        load_data=partial(build_data, config.data),
+        generator=generator_part(section(config, "model.generator")),
+        discriminator=discriminator_part(section(config, "model.discriminator")),
+        loss=part(LOSSES, without(config.loss, "critic"), "loss"),
+        regularizer=part(PENALTIES, config.regularizer, "regularizer"),
+        classification=part(CLASSIFICATIONS, section(config, "model.classification"), "model.classification"),
+        augment=part(AUGMENTS, config.augment, "augment"),
+        optimizers=optimizers,
+        ema=partial(
+            WeightAverage,
+            **arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"]),
+        ),
+        evaluator=evaluator_part(config.evaluator, data=config.data, device=device),
+    )
+    part(SOURCES, config.data, "data")
+    arguments(Critic, section(config, "loss.critic"), "loss.critic")
+    class_term, head = config.model.classification.name, config.model.discriminator.head.name
+    if head not in HEADS_FOR[class_term]:
+        raise UserError(
+            f"model.discriminator.head.name={head} does not go with model.classification.name={class_term}, which "
+            f"needs {' or '.join(HEADS_FOR[class_term])}; model=acbiggan and model=reacgan set both"
+        )
+    if parts.extras.freeze_d and root.init is None:
+        raise UserError(f"trainer.freeze_d={parts.extras.freeze_d}: freezes trained blocks: set init=RUN too")
+    return parts
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as dicts, lists and scalars, every interpolation resolved."""
+    container = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return {str(key): value for key, value in container.items()}
+
+
+def _root(config: DictConfig) -> Settings:
+    known = (*GROUPS, *Settings.__dataclass_fields__)
+    for key in map(str, config):
+        if key not in known:
+            raise UserError(f"{key}: no such setting{did_you_mean(key, known)}")
+    return _known(Settings, config, "")
+
+
+def _schedule(trainer: DictConfig) -> Schedule:
+    fits_memory = trainer.get("accumulate") == "auto"
+    node = without(trainer, "fits_memory")
+    if fits_memory:
+        node.accumulate = 1
+    return _known(Schedule, node, "trainer", fits_memory=fits_memory)
+
+
+def _known(kind: type[SettingsT], node: DictConfig, where: str, **provided: Any) -> SettingsT:
+    """The settings of a node that a dataclass knows; the node may hold others."""
+    others = [str(key) for key in node if key not in kind.__dataclass_fields__]  # type: ignore[attr-defined]
+    return kind(**arguments(kind, without(node, *others), where, provided=provided), **provided)
+
+
+def generator_part(node: DictConfig) -> Callable[..., Generator]:
+    """What `model.generator` describes; takes `num_classes` and `image_size`."""
+    return part(GENERATORS, node, "model.generator", provided=SHAPE)
+
+
+def discriminator_part(node: DictConfig) -> Callable[..., Discriminator]:
+    """What `model.discriminator` describes, with its head; takes `num_classes` and `image_size`."""
+    where = "model.discriminator"
+    body = part(DISCRIMINATORS, without(node, "head"), where, provided=(*SHAPE, "head"))
+    return partial(body, head=part(HEADS, section(node, "head", where), f"{where}.head", provided=HEAD_PROVIDED))
+
+
+def build_generator(node: DictConfig, *, num_classes: int, image_size: int) -> Generator:
+    """The generator that `model.generator` describes."""
+    return generator_part(node)(num_classes=num_classes, image_size=image_size)
+
+
+def build_discriminator(node: DictConfig, *, num_classes: int, image_size: int) -> Discriminator:
+    """The discriminator that `model.discriminator` describes, with its head."""
+    return discriminator_part(node)(num_classes=num_classes, image_size=image_size)
+
+
+def build_data(node: DictConfig) -> ImageSet:
+    """Load the images that `data` describes."""
+    images: ImageSet = part(SOURCES, node, "data")().load()
+    return images
+
+
+def splits_of(node: DictConfig, images: ImageSet, wanted: Sequence[str] = SPLITS) -> list[ImageSet]:
+    """The splits that a data set can be scored against, also those that `images` does not hold.
+
+    Args:
+        node: `data` in the configuration.
+        images: what was loaded from it.
+        wanted: which splits.
+
+    Returns:
+        One set for each split that exists; `images` alone where none does.
+    """
+    found = []
+    for split in wanted:
+        if images.splits == (split,):
+            found.append(images)
+            continue
+        try:
+            found.append(build_data(cast(DictConfig, OmegaConf.merge(node, {"splits": [split]}))))
+        except UserError as error:
+            log.info("not scored against a split called %s: %s", split, error)
+    return found or [images]
+
+
+def build_extractor(node: DictConfig, *, device: torch.device) -> FeatureExtractor:
+    """The feature network that `evaluator` names, with its weights."""
+    extractor: FeatureExtractor = _extractor_part(node)(device=device)
+    return extractor
+
+
+def _extractor_part(node: DictConfig) -> Callable[..., FeatureExtractor]:
+    known = {"none": NoEvaluator, **EXTRACTORS}  # an unknown name is reported with all choices
+    return part(known, without(node, *EVALUATOR_OWN), "evaluator", provided=["device"])
+
+
+def evaluator_part(node: DictConfig, *, data: DictConfig, device: torch.device) -> Callable[[ImageSet], Evaluator]:
+    """What `evaluator` describes; takes the images that were loaded from `data`."""
+    if node.get("name") == "none":
+        nothing = part({"none": NoEvaluator}, node, "evaluator")
+
+        def build_none(_: ImageSet) -> Evaluator:
+            return cast(Evaluator, nothing())
+
+        return build_none
+    extractor = _extractor_part(node)
+    own = without(node, *(str(key) for key in node if key not in EVALUATOR_OWN))
+    settings = arguments(FeatureEvaluator, own, "evaluator", provided=EVALUATOR_PROVIDED)
+
+    def build_for(images: ImageSet) -> Evaluator:
+        final_images = partial(splits_of, data, images)
+        return FeatureEvaluator(
+            extractor=extractor(device=device), images=images, final_images=final_images, device=device, **settings
+        )
+
+    return build_for
