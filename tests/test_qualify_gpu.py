@@ -1,11 +1,13 @@
-"""The qualification of a GPU: its budget over several calls, and what it asks of the command line."""
+"""The qualification of a GPU: its time, what it keeps over several calls, and the trainings that it stops."""
 
 import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,27 +16,29 @@ from omegaconf import OmegaConf
 from cifargan.config import parse, plain
 from cifargan.schema import conf_dir
 
+POINT = '{"step": 10, "speed/steps_per_s": 5.0}\n'
 
-def test_time_spent_and_work_done_outlive_a_call(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [100.0]
+
+@pytest.fixture
+def now(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes by sleeping alone."""
+    now = [0.0]
     monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
-    first = script.Budget(tmp_path / "state.json", total=60.0, call=20.0)
-    now[0] += 15
-    assert (first.spent, first.left) == (15.0, 5.0)
-    first.note("tests", exit=0)
-    second = script.Budget(tmp_path / "state.json", total=60.0, call=50.0)
-    assert second.done("tests")
-    assert not second.done("bench dcgan")
-    now[0] += 10
-    assert (second.spent, second.left) == (25.0, 35.0)
+    monkeypatch.setattr(script.time, "sleep", lambda _: now.__setitem__(0, now[0] + 100.0))
+    return now
+
+
+@pytest.fixture
+def begin(script: ModuleType, tmp_path: Path) -> Callable[[], Any]:
+    """A function that begins a call of 9 minutes."""
+    options = {"out": tmp_path, "small": True, "device": "cpu", "samples": 1, "minutes": 9.0}
+    others = {"data_root": None, "leave_after": None, "only": "dcgan"}
+    return lambda: script.Qualification(argparse.Namespace(**options, **others))
 
 
 def test_its_trainings_fit_into_the_time(script: ModuleType) -> None:
     recipes = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
     assert set(script.TRAININGS) == recipes - {"quickstart", "biggan_fast"}
-    # The rest of 25 minutes goes to tests, benchmark, starts and scores.
     assert 15 < sum(script.TRAININGS.values()) < 20
 
 
@@ -46,209 +50,147 @@ def test_narrow_recipes_compose(script: ModuleType, recipe: str) -> None:
     parse(OmegaConf.create(plain(config)))
 
 
-def test_curves_leave_breaks_and_evaluations_out(script: ModuleType, tmp_path: Path) -> None:
-    lines = [
-        {"step": 10, "time": 0.0, "speed/steps_per_s": 5.0},
-        {"step": 10, "time": 90.0, "records": [{"metric": "fd_lite0", "value": 3.0, "class_name": None}]},
-        {"step": 30, "time": 5000.0, "speed/steps_per_s": 10.0},
-        {"step": 30, "time": 5001.0, "records": [{"metric": "fd_lite0", "value": 2.0, "class_name": "cat"}]},
-        {"step": 30, "time": 5002.0, "records": [{"metric": "fd_lite0", "value": 1.0, "class_name": None}]},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert script.curve(tmp_path) == [
-        {"seconds": 2.0, "step": 10, "fd_lite0": 3.0},
-        {"seconds": 4.0, "step": 30, "fd_lite0": 1.0},
-    ]
-    assert script.last_rate(tmp_path) == 10.0
+def test_a_later_call_skips_what_has_a_finding(
+    script: ModuleType,
+    begin: Callable[[], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    now: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[str] = []
+
+    def run(command: list[str], *, timeout: float, **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command[3])
+        if len(calls) == 2:
+            now[0] += timeout
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script, "machine", lambda: {"device": "none"})
+    monkeypatch.setattr(script.Qualification, "train", lambda _, name: {"step": 7})
+    first = begin()
+    first.deadline = 10.0  # ends the second benchmark
+    first.run()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["stage"] for line in lines] == ["machine", "tests", "floor", "bench biggan_original"]
+    assert lines[-1]["exit"] == 0
+    begin().run()
+    assert calls == ["bench", "bench", "bench", "bench", "runs"]
+    more = [json.loads(line)["stage"] for line in capsys.readouterr().out.splitlines()]
+    assert more == ["bench biggan_lecam_diffaug", "bench dcgan", "train dcgan", "report"]
+    file = tmp_path / "findings.jsonl"
+    file.write_text(file.read_text() + '{"stage": "cut sh')
+    begin().run()
+    assert capsys.readouterr().out == ""
 
 
-def scored(*values: float, n: int = 200) -> str:
-    """An evaluation.json in which the whole and a class were scored, again and again."""
-    records = [
-        {"metric": "fd_lite0_64", "value": value, "n": n, "class_name": name}
-        for value in values
-        for name in (None, "cat")
-    ]
-    return json.dumps({"records": records})
+def test_a_command_that_takes_too_long_is_a_finding(
+    script: ModuleType, begin: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    def run(command: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert begin().cifargan("sample", limit=10.0, log=tmp_path / "log")["exit"] == script.TIMED_OUT
 
 
-def test_the_newest_score_of_all_classes_counts(script: ModuleType, tmp_path: Path) -> None:
+def test_curves_and_scores(script: ModuleType, tmp_path: Path) -> None:
+    assert script.trained_seconds(tmp_path) == (0.0, 0.0)
+    (tmp_path / "metrics.jsonl").write_text(
+        POINT + '{"step": 20, "records": []}\n{"step": 30, "speed/steps_per_s": 10.0}\n{'
+    )
+    assert script.trained_seconds(tmp_path) == (4.0, 10.0)
     file = tmp_path / "evaluation.json"
     assert script.scores_of(file) == {}
-    file.write_text(scored(9.0, 7.0))
-    assert script.scores_of(file) == {"fd_lite0_64": 7.0, "n": 200}
-    file.write_text("{")
-    assert script.scores_of(file) == {}
+    records = [
+        {"metric": "fd", "value": value, "n": 200, "class_name": name} for value in (9.0, 7.0) for name in (None, "cat")
+    ]
+    file.write_text(json.dumps({"records": records}))
+    assert script.scores_of(file) == {"fd": 7.0, "n": 200}
 
 
-@pytest.mark.parametrize(("n", "level"), [(200, 40.0), (10_000, None)])
-def test_real_images_are_a_floor_for_as_many_generated_ones(
-    n: int, level: float | None, script: ModuleType, options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[float | None] = []
-    monkeypatch.setattr(script, "draw", lambda _, __, floor: drawn.append(floor))
-    qualification = script.Qualification(options)
-    qualification.budget.note("floor", scores={"fd_lite0_64": 40.0, "n": n})
-    qualification.sum_up()
-    assert drawn == [level]
+class Training:
+    """A process that logs one step, and ends with `code` when it is asked to; None: it does not react."""
 
-
-def test_the_table_is_in_the_order_of_distance(script: ModuleType) -> None:
-    done = {
-        "tests": {"exit": 0},
-        "train dcgan": {"scores": {"fd_lite0_64": 900.0, "n": 200}, "step": 1200, "seconds": 90.0},
-        "train biggan": {
-            "scores": {"fd_lite0_64": 300.0, "recall_lite0_64": 0.25, "n": 200},
-            "step": 7,
-            "seconds": 6.0,
-        },
-        "train acbiggan": {"scores": {}, "step": 0, "seconds": 1.0},
-        "floor": {"scores": {"fd_lite0_64": 44.0, "n": 10_000}},
-    }
-    rows = script.table(done)
-    assert [row.split()[0] for row in rows] == ["floor", "biggan", "dcgan"]
-    assert "fd_lite0_64 300, recall_lite0_64 0.25  (7 steps, 0.1 min)" in rows[1]
-
-
-def test_curves_are_drawn_with_and_without_a_floor(script: ModuleType, tmp_path: Path) -> None:
-    points = {"dcgan": [{"seconds": 60.0, "step": 1, "fd": 900.0}, {"seconds": 120.0, "step": 2, "fd": 700.0}]}
-    sizes = []
-    for floor in (None, 40.0):
-        script.draw(points, tmp_path / "curves.png", floor)
-        sizes.append((tmp_path / "curves.png").stat().st_size)
-    assert sizes[1] != sizes[0] > 0
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> argparse.Namespace:
-    """What the command line says."""
-    return argparse.Namespace(
-        out=tmp_path / "out",
-        small=True,
-        device="cpu",
-        samples=1,
-        data_root=None,
-        minutes=9.0,
-        leave_after=None,
-        only=None,
-    )
-
-
-class Deaf:
-    """A training that heeds no signal but the last."""
-
-    returncode: int | None = None
+    def __init__(self, directory: Path, code: int | None, *, alone: bool) -> None:
+        self.directory, self.code = directory, code
+        self.returncode = code if alone else None
+        self.polls = 0
 
     def poll(self) -> int | None:
+        self.polls += 1
+        if self.polls == 2:
+            (self.directory / "metrics.jsonl").write_text(POINT)
         return self.returncode
 
-    def terminate(self) -> None: ...
+    def terminate(self) -> None:
+        self.returncode = self.code
 
-    def wait(self, timeout: float) -> None:
-        raise subprocess.TimeoutExpired("train", timeout)
+    def wait(self, timeout: float | None = None) -> None:
+        if self.returncode is None and timeout is not None:
+            raise subprocess.TimeoutExpired("train", timeout)
 
     def kill(self) -> None:
         self.returncode = -9
 
 
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_training_that_had_to_be_killed_counts_if_it_left_a_checkpoint(
-    saved: bool, script: ModuleType, options: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    (directory / "checkpoints").mkdir(parents=True)
-    if saved:
-        (directory / "checkpoints" / "step_000000111.pt").touch()
-    log.write_text("")
-    qualification = script.Qualification(options)
-    points = iter([0, 1, 1, 1])
-    monkeypatch.setattr(script, "progress", lambda _: next(points))
-    monkeypatch.setattr(script.subprocess, "Popen", lambda *_, **__: Deaf())
-    facts = {"seconds": 0.0}
-    with nullcontext() if saved else pytest.raises(script.EndedError):
-        qualification.stretch([], [], 0.0, directory, log, facts)
-    assert ("ended" in facts) is not saved
-
-
-class Obedient(Deaf):
-    """A training that ends at the first signal, by a handler of its own or because it had none yet."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def terminate(self) -> None:
-        self.returncode = self.code
-
-    def wait(self, timeout: float) -> None: ...
-
-
 @pytest.mark.parametrize(
-    ("code", "begun", "error"), [(143, True, None), (-15, False, "OutOfTimeError"), (1, True, "EndedError")]
+    ("code", "alone", "saved", "minutes", "ended"),
+    [
+        (143, False, True, 9, None),
+        (None, False, True, 9, None),  # killed, but it has a checkpoint
+        (None, False, False, 9, "exit -9: last words"),
+        (1, True, True, 9, "exit 1: last words"),
+        (143, False, True, 1, "OutOfTimeError"),
+    ],
 )
-def test_a_training_that_time_ends_is_gone_on_with_another_time(
-    code: int,
-    begun: bool,
-    error: str | None,
+def test_a_training_is_stopped_when_its_time_is_over(
+    code: int | None,
+    alone: bool,
+    saved: bool,
+    minutes: int,
+    ended: str | None,
     script: ModuleType,
-    options: argparse.Namespace,
+    begin: Callable[[], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    now: list[float],
 ) -> None:
-    log = tmp_path / "log"
-    log.write_text("words")
-    now = [0.0]
-    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(script.time, "sleep", lambda _: now.__setitem__(0, now[0] + 100.0))
-    qualification = script.Qualification(options)
-    points = iter([0, *([1] * 9 if begun else [0] * 9)])
-    monkeypatch.setattr(script, "progress", lambda _: next(points))
-    monkeypatch.setattr(script.subprocess, "Popen", lambda *_, **__: Obedient(code))
-    facts = {"seconds": 0.0}
-    with pytest.raises(getattr(script, error)) if error else nullcontext():
-        qualification.stretch([], [], 1000.0, tmp_path, log, facts)
-    assert ("ended" in facts) == (error == "EndedError")
-
-
-@pytest.mark.parametrize(("left", "out_of_time"), [(100.0, False), (2.0, True), (0.5, True)])
-def test_what_time_cut_short_is_done_again(
-    left: float,
-    out_of_time: bool,
-    script: ModuleType,
-    options: argparse.Namespace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def run(*_: object, timeout: float, **__: object) -> None:
-        raise subprocess.TimeoutExpired("sample", timeout)
-
-    now = [0.0]
-    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(script.subprocess, "run", run)
-    qualification = script.Qualification(options)
-    now[0] = 60 * options.minutes - left
+    (tmp_path / "checkpoints").mkdir()
+    if saved:
+        (tmp_path / "checkpoints" / "one").touch()
+    (log := tmp_path / "log").write_text("words\nlast words\n\n")
+    monkeypatch.setattr(script.subprocess, "Popen", lambda *_, **__: Training(tmp_path, code, alone=alone))
+    qualification = begin()
+    qualification.deadline = 60.0 * minutes
+    out_of_time = ended == "OutOfTimeError"
     with pytest.raises(script.OutOfTimeError) if out_of_time else nullcontext():
-        code, _ = qualification.call(["python", "-m", "cifargan", "sample"], 10.0, tmp_path / "log")
-        assert code == 124
+        assert qualification.train_for(50.0, [], tmp_path, log) == ended
 
 
 @pytest.mark.parametrize("names", [["GAN_10_Generated_cat.png", "overview.png"], ["GAN_100_Generated.png"]])
 def test_a_sheet_is_kept_with_and_without_classes(
-    names: list[str], script: ModuleType, options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    names: list[str], begin: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "status.json").write_text('{"step": 7}')
-    qualification = script.Qualification(options)
+    (tmp_path / "status.json").write_text('{"step": 7}')
+    qualification = begin()
 
-    def cifargan(command: str, *arguments: str, **_: object) -> tuple[int, float]:
+    def cifargan(command: str, *arguments: str, **_: object) -> dict[str, Any]:
         if command == "sample":
             folder = Path(arguments[arguments.index("--out") + 1])
             folder.mkdir(parents=True)
             for name in names:
                 (folder / name).write_text(name)
-        return 0, 1.0
+        return {"exit": 0}
 
     monkeypatch.setattr(qualification, "cifargan", cifargan)
-    facts = qualification.judge("dcgan", run, tmp_path / "log")
-    assert facts["sheets"] == ["dcgan-truncation_1.0.png", "dcgan-truncation_0.5.png"]
+    assert qualification.judge("dcgan", tmp_path, tmp_path / "log") == {
+        "exit": 0,
+        "step": 7,
+        "trained_s": 0,
+        "scores": {},
+    }
+    assert (qualification.summary / "dcgan-truncation_1.0.png").read_text() == names[-1]
     assert (qualification.summary / "dcgan-truncation_0.5.png").read_text() == names[-1]
