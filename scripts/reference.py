@@ -1,24 +1,27 @@
-"""The same GANs trained by plain PyTorch, in one file: what `cifargan bench` measures cifargan against.
+"""Ten GAN recipes for small images in one file of plain PyTorch. Read it first: cifargan trains the same networks.
 
-It is what one writes who has read the papers and PyTorch's documentation and wants to start: textbook layers in their
-textbook order (upsample, then convolve; convolve, then pool), spectral norm layer by layer, `torch.optim.Adam` as it
-comes, moving averages in a Python loop, nothing frozen, nothing compiled, nothing merged. Never optimise it.
+The file imports nothing of cifargan. It has DCGAN, SAGAN and BigGAN networks, hinge and cross-entropy losses, LeCam,
+DiffAugment, spectral norm, and a moving average of the generator's weights, as the papers and PyTorch's documentation
+describe them: textbook layers in textbook order (upsample, then convolve; convolve, then pool), spectral norm layer by
+layer, `torch.optim.Adam` as it comes. Nothing is frozen, compiled or fused. `cifargan bench` measures cifargan against
+this file, and a test compares both in float64, so do not optimise it.
 
-One departure from what public code does makes it faster, and its updates comparable: u and v of spectral norm take one
-power iteration after each update of the network they belong to, not one in every forward pass.
+It differs from most public code in one point: spectral norm makes one power iteration after each update of its network,
+not one in every forward pass. That is faster, and makes the updates comparable with cifargan's.
 
     trainer = Trainer(settings, images, labels, num_classes=10)
-    trainer.iterate()
+    for _ in range(settings["trainer"]["steps"]):
+        trainer.iterate()
 
-`settings` is a composed configuration of cifargan as nested dicts (`cifargan train experiment=biggan --cfg job`), of
-which the experiments in `PRESETS` are understood. Nothing of cifargan is imported. Weights start as PyTorch draws them;
-the benchmark copies cifargan's over them.
+`settings` is the configuration of one of `PRESETS` as nested dicts; `cifargan train experiment=biggan --cfg job` prints
+it. Weights start as PyTorch initialises them; the benchmark copies cifargan's weights over them.
 
 Papers: DCGAN (Radford et al. 2016), SAGAN (Zhang et al. 2019), BigGAN (Brock et al. 2019), spectral norm and projection
 (Miyato et al. 2018; Miyato & Koyama 2018), LeCam (Tseng et al. 2021), DiffAugment (Zhao et al. 2020).
-Shapes: N batch, Z latent, K classes, C channels, S image size.
+Shapes: N batch, Z latent, K classes, C channels, S image size. Arguments: z latents (N, Z), y labels (N,), x images
+(N, 3, S, S) in [-1, 1], c conditions (N, D), s settings, sn whether to use spectral norm.
 """
-# ruff: noqa: D101, D102, D103 - a paper's block needs no more words than its name
+# ruff: noqa: D101, D102, D103 - classes are named after the papers' parts
 
 import copy
 from contextlib import AbstractContextManager
@@ -32,7 +35,7 @@ from torch.nn import functional as F
 PRESETS = (
     *("biggan", "biggan_lecam", "biggan_lecam_diffaug", "biggan_original"),
     *("dcgan", "dcgan64", "cdcgan_cbn", "cdcgan_concat", "dcgan_dense", "sagan_bce"),
-)  # not: acbiggan (auxiliary classifier), csagan_wgan (weight clipping, RMSprop), quickstart (a toy)
+)  # not supported: acbiggan (auxiliary classifier), csagan_wgan (weight clipping, RMSprop), quickstart
 Settings = dict[str, Any]
 
 
@@ -55,7 +58,7 @@ class SNEmbedding(nn.Embedding):
 
 
 def with_vectors(layer: nn.Module) -> nn.Module:
-    """Give a layer the singular vectors u and v of its weight, read as (outputs, everything else)."""
+    """Add the singular vectors u and v of a layer's weight, seen as a matrix (outputs, everything else)."""
     rows, columns = layer.weight.flatten(1).shape
     layer.register_buffer("u", F.normalize(torch.randn(rows), dim=0))
     layer.register_buffer("v", F.normalize(torch.randn(columns), dim=0))
@@ -63,7 +66,7 @@ def with_vectors(layer: nn.Module) -> nn.Module:
 
 
 def normalised_weight(layer: nn.Module) -> Tensor:
-    """W / (u^T W v); in full precision, which sigma needs."""
+    """W / sigma with sigma = u^T W v, without autocast: sigma needs full precision."""
     with torch.autocast(layer.weight.device.type, enabled=False):
         sigma = layer.u @ (layer.weight.flatten(1) @ layer.v)
         return layer.weight / sigma
@@ -71,7 +74,7 @@ def normalised_weight(layer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def power_iteration(network: nn.Module) -> None:
-    """Move u and v of every normalised layer by one step."""
+    """One power iteration for u and v of every layer with spectral norm."""
     for layer in network.modules():
         if hasattr(layer, "u"):
             matrix = layer.weight.flatten(1)
@@ -90,7 +93,7 @@ def linear(inputs: int, outputs: int, *, sn: bool, bias: bool = True) -> nn.Modu
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm with gain 1 + A c and bias B c of a condition c (N, D)."""
+    """Batch norm whose gain 1 + A c and bias B c are linear in a condition c (N, D)."""
 
     def __init__(self, channels: int, dim: int, *, eps: float, sn: bool) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class ClassBatchNorm(nn.Module):
-    """Batch norm with a gain and a bias per class."""
+    """Batch norm with a gain and a bias for each class."""
 
     def __init__(self, channels: int, num_classes: int, *, eps: float) -> None:
         super().__init__()
@@ -116,7 +119,7 @@ class ClassBatchNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with pooled keys and values."""
+    """Self-attention with max-pooled keys and values, as in SAGAN and BigGAN."""
 
     def __init__(self, channels: int, *, sn: bool) -> None:
         super().__init__()
@@ -136,7 +139,7 @@ class Attention(nn.Module):
 
 
 class LabelMap(nn.Module):
-    """Appends a label to (N, C, size, size) maps as one more channel."""
+    """Appends the label to (N, C, size, size) maps as one more channel."""
 
     def __init__(self, num_classes: int, dim: int, size: int) -> None:
         super().__init__()
@@ -149,7 +152,7 @@ class LabelMap(nn.Module):
 
 
 class Head(nn.Module):
-    """Features to a logit, plus their product with the label's embedding if it is a projection head."""
+    """A linear map of features (N, C) to logits (N,); a projection head adds <features, embedding of y>."""
 
     def __init__(self, s: Settings, features: int, num_classes: int, *, sn: bool) -> None:
         super().__init__()
@@ -237,7 +240,7 @@ class BigGANDiscriminator(nn.Module):
             self.body.append(DiscriminatorBlock(inputs, channels, first=i == 0, down=i < downs, sn=sn))
             reached = max(size >> (i + 1), 8)
             self.body.append(Attention(channels, sn=sn) if reached in waiting else nn.Identity())
-            waiting = [wanted for wanted in waiting if wanted != reached]  # after the first block of that size alone
+            waiting = [wanted for wanted in waiting if wanted != reached]  # only after the first block of that size
         self.head = Head(s["head"], channels, num_classes, sn=sn)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -284,7 +287,7 @@ class DCGANDiscriminator(nn.Module):
         return self.head(self.body(x).flatten(1), y)
 
 
-# A dense layer, then plain convolutions; attention and label maps where asked for
+# Dense: a linear layer, then plain convolutions, with optional attention and label maps
 
 
 class DenseGenerator(nn.Module):
@@ -352,7 +355,7 @@ def generator_loss(s: Settings, fake: Tensor) -> Tensor:
 
 
 def diffaugment(x: Tensor, policy: list[str]) -> Tensor:
-    """Colour, translation by an eighth, a hole of half the side; each image draws its own."""
+    """Random colour, translation by up to S/8 and a hole of half the side, drawn for each image."""
     n, device, size = len(x), x.device, x.shape[-1]
     at = torch.arange(size, device=device)
     if "color" in policy:
@@ -364,7 +367,7 @@ def diffaugment(x: Tensor, policy: list[str]) -> Tensor:
     if "translation" in policy:
         reach = round(size / 8)
         down, right = (torch.randint(-reach, reach + 1, (n, 1), device=device) for _ in range(2))
-        rows, columns = at - down + reach, at - right + reach  # (N, S), places in the padded image
+        rows, columns = at - down + reach, at - right + reach  # (N, S), coordinates in the padded image
         image = torch.arange(n, device=device)[:, None, None]
         padded = F.pad(x, (reach,) * 4).permute(0, 2, 3, 1)
         x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -386,7 +389,7 @@ FAMILIES = {
 
 
 def build(model: Settings, *, num_classes: int, image_size: int) -> tuple[nn.Module, nn.Module]:
-    """The generator and the discriminator that `settings["model"]` describes."""
+    """The generator and the discriminator of `settings["model"]`."""
     generator, discriminator = FAMILIES[model["generator"]["name"]]
     return (
         generator(model["generator"], num_classes, image_size),
@@ -395,14 +398,14 @@ def build(model: Settings, *, num_classes: int, image_size: int) -> tuple[nn.Mod
 
 
 class Trainer:
-    """One network against the other.
+    """Trains a generator and a discriminator against each other.
 
     Args:
-        settings: the composed configuration as nested dicts.
-        images: (n, 3, S, S) uint8, on the device to train on.
-        labels: (n,) int64, there too.
+        settings: a configuration as nested dicts.
+        images: the training set, (n, 3, S, S) uint8, on the device to train on.
+        labels: (n,) int64, on the same device.
         num_classes: K.
-        autocast: the dtype of autocast; None for float32 throughout.
+        autocast: dtype of autocast; None: no autocast.
     """
 
     def __init__(
@@ -431,11 +434,11 @@ class Trainer:
             )
         )
         self.step = 0
-        # Batch norm must not see real and generated images in one batch.
+        # With batch norm, real and generated images are judged in separate batches.
         self.joint = not any(isinstance(module, nn.BatchNorm2d) for module in self.discriminator.modules())
 
     def iterate(self) -> None:
-        """The discriminator's updates, the generator's one, the average."""
+        """One iteration: `d_steps` updates of the discriminator, one of the generator, one of the average."""
         for _ in range(self.trainer["d_steps"]):
             self.discriminator_step(*self.real_batch(), *self.latents())
         self.generator_step(*self.latents())
@@ -463,7 +466,7 @@ class Trainer:
         return self.discriminator(x, y), self.discriminator(x_fake, y_fake)
 
     def discriminator_step(self, x: Tensor, y: Tensor, z: Tensor, y_fake: Tensor) -> Tensor:
-        """One update on real and generated images; the loss."""
+        """Update the discriminator on real and generated images; returns the loss."""
         self.d_optimizer.zero_grad()
         with self.autocast():
             with torch.no_grad():
@@ -477,7 +480,7 @@ class Trainer:
         return loss.detach()
 
     def generator_step(self, z: Tensor, y: Tensor) -> Tensor:
-        """One update through the discriminator; the loss."""
+        """Update the generator through the discriminator; returns the loss."""
         self.g_optimizer.zero_grad()
         with self.autocast():
             x = diffaugment(self.generator(z, y).to(z.dtype), self.policy)
@@ -489,7 +492,7 @@ class Trainer:
         return loss.detach()
 
     def penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        """LeCam: each kind of logit is held near the running mean of the other."""
+        """LeCam: pull each kind of logit towards the running mean of the other."""
         if self.lecam is None:
             return real.new_zeros(())
         keep = self.lecam["decay"] if self.step >= self.lecam["start"] else 0.0
