@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifargan.data.cache import ArrayCache, cache_dir
+from cifargan.data.cache import DecodedCache, cache_dir
 
 IMAGES = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+NAMES = ["a/0.png", "a/1.png", "a/2.png"]
+BROKEN = {"a/1.png": "cut short"}
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -22,45 +24,46 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_dir() == tmp_path / ".cache" / "cifargan"
 
 
-def test_what_is_saved_is_loaded_for_its_digest_only(tmp_path: Path) -> None:
-    cache = ArrayCache(tmp_path / "one", label="test")
-    assert cache.load("a" * 64) is None
-    cache.save("a" * 64, IMAGES, {"labels": [0, 1]})
-    found = cache.load("a" * 64)
-    assert found is not None
-    np.testing.assert_array_equal(found.images, IMAGES)
-    assert found.info == {"labels": [0, 1]}
-    assert cache.load("b" * 64) is None
+def test_a_cache_is_valid_for_its_digest_and_replaced_by_the_next(tmp_path: Path) -> None:
+    cache = DecodedCache(tmp_path / "one", label="test")
+    assert cache.load("a" * 64, NAMES, image_size=4) is None
+    for digest, images in (("a" * 64, IMAGES), ("b" * 64, IMAGES + 1)):
+        cache.save(digest, images, BROKEN)
+        found = cache.load(digest, NAMES, image_size=4)
+        assert found is not None
+        np.testing.assert_array_equal(found[0], images)
+        assert found[1] == BROKEN
+    assert cache.load("a" * 64, NAMES, image_size=4) is None
+    assert len(list((tmp_path / "one").iterdir())) == 2  # the array and the JSON file
 
 
-def test_a_new_array_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    cache = ArrayCache(tmp_path, label="test")
-    cache.save("a" * 64, IMAGES, {})
-    cache.save("b" * 64, IMAGES + 1, {})
-    assert cache.load("a" * 64) is None
-    found = cache.load("b" * 64)
-    assert found is not None
-    np.testing.assert_array_equal(found.images, IMAGES + 1)
-    assert len(list(tmp_path.iterdir())) == 2  # the array, the page, and nothing left over
-
-
-def test_a_damaged_cache_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = ArrayCache(tmp_path, label="test")
-    cache.save("a" * 64, IMAGES, {})
-    array = next(tmp_path.glob("*.npy"))
+def test_a_damaged_cache_is_reported_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = DecodedCache(tmp_path, label="test")
+    cache.save("a" * 64, IMAGES, BROKEN)
+    page, array = tmp_path / "images.json", next(tmp_path.glob("*.npy"))
     whole = array.read_bytes()
+
+    def refused() -> None:
+        caplog.clear()
+        assert cache.load("a" * 64, NAMES, image_size=4) is None
+        assert "is damaged" in caplog.text
+
     array.write_bytes(whole[:-10])
-    assert cache.load("a" * 64) is None
+    refused()
     np.save(array, np.array([{"pickled": "object"}], dtype=object))
-    assert cache.load("a" * 64) is None
+    refused()
     array.unlink()
-    assert cache.load("a" * 64) is None
-    (tmp_path / "images.json").write_text(json.dumps([]))
-    assert cache.load("a" * 64) is None
-    assert caplog.text.count("is damaged") == 4
+    refused()
+    array.write_bytes(whole)
+    others: list[object] = [{}, {"b/7.png": "not one of the files"}, [], 3]  # they do not fit the array
+    for broken in others:
+        page.write_text(json.dumps({"digest": "a" * 64, "broken": broken}))
+        refused()
+    page.write_text("[]")
+    refused()
 
 
-def test_a_disk_that_refuses_costs_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_refuses_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
-    ArrayCache(tmp_path / "file", label="test").save("a" * 64, IMAGES, {})
+    DecodedCache(tmp_path / "file", label="test").save("a" * 64, IMAGES, {})
     assert "not cached" in caplog.text

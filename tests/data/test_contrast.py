@@ -8,7 +8,7 @@ import torch
 from skimage import exposure
 from torch import Tensor
 
-from cifargan.data.contrast import contrast, is_low_contrast
+from cifargan.data.sources import contrast
 
 reference: Callable[..., bool] = exposure.is_low_contrast
 THRESHOLD = 0.15
@@ -28,7 +28,7 @@ def test_agrees_with_scikit_image_image_by_image() -> None:
     images = near_the_threshold(1200)  # more than one chunk
     expected = [reference(image.permute(1, 2, 0).numpy(), fraction_threshold=THRESHOLD) for image in images]
     assert 300 < sum(expected) < 900
-    assert is_low_contrast(images, THRESHOLD).tolist() == expected
+    assert (contrast(images) < THRESHOLD).tolist() == expected
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3])
@@ -39,7 +39,7 @@ def test_agrees_on_two_grey_levels_that_meet_the_threshold_exactly(threshold: fl
     images[:, :, 4:] = levels[:, None, None, None]
     expected = [reference(image.permute(1, 2, 0).numpy(), fraction_threshold=threshold) for image in images]
     assert 0 < sum(expected) < len(expected)
-    assert is_low_contrast(images, threshold).tolist() == expected
+    assert (contrast(images) < threshold).tolist() == expected
 
 
 def test_black_on_white_is_half_and_flat_is_none() -> None:

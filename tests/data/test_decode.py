@@ -1,7 +1,6 @@
 """One file to pixels, and many in several processes."""
 
 import io
-import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,24 +109,16 @@ def run(folder: Path, names: list[str]) -> tuple[np.ndarray, list[bool], list[tu
     return images, good.tolist(), broken
 
 
-@pytest.mark.parametrize("start", [None, operator.truediv])  # the second cannot be called so: each process dies
-def test_several_processes_give_what_one_gives(
-    tmp_path: Path,
-    many: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    start: Callable[..., object] | None,
-) -> None:
+def test_several_threads_give_what_one_gives(tmp_path: Path, many: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 7)
-    alone = run(tmp_path, many)
+    results = []
+    for threads in (1, 4):
+        monkeypatch.setattr(module, "MAX_THREADS", threads)
+        monkeypatch.setattr("os.cpu_count", lambda: 4)
+        results.append(run(tmp_path, many))
+    alone, together = results
     assert alone[0].shape == (39, 3, 8, 8)
     assert alone[1] == [i != 17 for i in range(40)]
     assert alone[2] == [("17.png", "not a PNG, JPEG or WebP image")]
-    monkeypatch.setattr(module, "MAX_IN_PROCESS", 0)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    if start is not None:
-        monkeypatch.setattr(module, "_start_worker", start)
-    together = run(tmp_path, many)
     np.testing.assert_array_equal(together[0], alone[0])
     assert together[1:] == alone[1:]
-    assert ("several processes failed" in caplog.text) == (start is not None)

@@ -67,7 +67,7 @@ def test_splits_are_joined(tree: Path) -> None:
 def test_train_is_taken_where_there_are_only_splits(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert load(tree).fingerprint == load(tree, ["train"]).fingerprint
-    assert "holds test, train: taking train" in caplog.text
+    assert "holds test, train: using train" in caplog.text
     (tree / "beetle").mkdir()
     (tree / "beetle" / "0.png").write_bytes((tree / "train" / "ant" / "0.png").read_bytes())
     assert load(tree).classes == ("beetle", "test", "train")  # then they are classes like any other
@@ -192,7 +192,7 @@ def test_bombs_are_broken_files(
     draw(5, (40, 40)).save(tree / "train" / "ant" / "0.png")
     monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     assert load(tree, ["train"], skip=True).skipped == 1
-    monkeypatch.setattr(storage, "MAX_MEMBER_BYTES", 1500)
+    monkeypatch.setattr(storage, "MAX_FILE_BYTES", 1500)
     packed = pack(tree, tmp_path / "insects.zip")
     with pytest.raises(UserError, match=r"train/ant/0\.png is broken \(unpacks to more than"):
         load(packed, ["train"])
@@ -214,9 +214,9 @@ def test_a_zip_member_that_was_damaged_is_a_broken_file(tree: Path, tmp_path: Pa
 def test_what_is_no_image_folder_is_explained(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder or zip at .*/nowhere"):
         load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is a file that is no zip"):
+    with pytest.raises(UserError, match="is a file, but not a zip"):
         load(tree / "train" / "ant" / "0.png")
-    with pytest.raises(UserError, match=r"holds 3 files but no folder; expected one sub-folder a class"):
+    with pytest.raises(UserError, match=r"holds 3 files but no folder; expected one sub-folder per class"):
         load(tree / "train" / "ant")
     with pytest.raises(UserError, match=r"data\.splits: there is no folder 'tests'; did you mean test\?"):
         load(tree, ["tests"])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cifargan.data.loose import load_images
+from cifargan.data.folder import load_images
 from cifargan.errors import UserError
 
 
@@ -100,11 +100,11 @@ def test_what_cannot_be_judged_is_one_line(tmp_path: Path) -> None:
             },
             "`labels` must hold one number from 0 to 1",
         ),
-        ("nothing", {}, "damaged or no"),
+        ("nothing", {}, "damaged or not"),
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         refused(tmp_path / f"{name}.npz", message)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "labels.npz").read_bytes()[:50])
-    refused(tmp_path / "cut.npz", "damaged or no")
+    refused(tmp_path / "cut.npz", "damaged or not")
     np.savez(tmp_path / "pickled.npz", images=np.array([{"run": "this"}], dtype=object))
-    refused(tmp_path / "pickled.npz", "damaged or no")
+    refused(tmp_path / "pickled.npz", "damaged or not")

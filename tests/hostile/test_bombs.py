@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifargan.data.folder import Folder
-from cifargan.data.loose import load_images
+from cifargan.data.folder import Folder, load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.extractors.weights import read_state_dict

@@ -65,8 +65,8 @@ def inspect(arguments: list[str]) -> int:
     options = p.parse_intermixed_args(arguments)
     if wrong := [override for override in options.overrides if "=" not in override]:
         raise UserError(f"{wrong[0]}: settings are written key=value, such as data=folder data.root={wrong[0]}")
-    from cifargan.data.inspection.inspect import inspect as look
-    from cifargan.data.inspection.summary import colour_rows, contrast_rows, count_rows, duplicate_rows
+    from cifargan.data.inspect import colour_rows, contrast_rows, count_rows, duplicate_rows
+    from cifargan.data.inspect import inspect as look
     from cifargan.report.dataset_page import write_inspection
 
     splits = _load(options.overrides)
@@ -152,7 +152,7 @@ def pack(arguments: list[str]) -> int:
     p.add_argument("--force", action="store_true", help="replace a zip that is there")
     p.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     options = p.parse_args(arguments)
-    from cifargan.data.packing import pack as pack_images
+    from cifargan.data.pack import pack as pack_images
     from cifargan.evaluation.extractors.weights import sha256_of
 
     packed = pack_images(options.source, options.out, force=options.force, skip_broken=options.skip_broken)
@@ -165,8 +165,6 @@ def pack(arguments: list[str]) -> int:
     ]
     rows.append(["all", *(f"{sum(n for (of, _), n in packed.counts.items() if of == split):,}" for split in splits)])
     print("\n".join(aligned(rows)) + "\n")
-    for split, fingerprint in packed.fingerprints.items():
-        print(f"{readable(split) or 'images'}: fingerprint at 32x32 {fingerprint}")
     if packed.ignored:
         print(f"{packed.ignored:,} files left out that are no images or lie in no class folder")
     if packed.broken:

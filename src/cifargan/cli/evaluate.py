@@ -15,7 +15,7 @@ from cifargan.cli.options import Parser, add_generator_options, count, load_chos
 from cifargan.cli.references import extractor_for, outside_reference, with_settings
 from cifargan.cli.tables import score_table
 from cifargan.config import SPLITS, build_data, splits_of
-from cifargan.data.loose import load_images
+from cifargan.data.folder import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.device import select_device
 from cifargan.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.config import build_data, build_extractor
-from cifargan.data.loose import load_images
+from cifargan.data.folder import load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.reference import Reference, import_statistics, reference_of

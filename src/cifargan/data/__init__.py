@@ -1,1 +1,1 @@
-"""Images in: where they come from, and the stream that feeds the training."""
+"""Image sets: where images come from, how they are stored, inspected and drawn in batches."""

@@ -1,11 +1,10 @@
-"""Decoded images kept between runs: one memory-mapped array and a JSON page beside it."""
+"""Keep decoded images between runs: one memory-mapped array and a JSON file beside it."""
 
 import json
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,9 @@ from cifargan.untrusted import readable
 
 logger = logging.getLogger(__name__)
 
-_SIDECAR = "images.json"
-
 
 def cache_dir() -> Path:
-    """Where downloads and decoded images are kept for this user.
+    """Folder of this user's downloads and decoded images.
 
     Returns:
         `$CIFARGAN_CACHE` if set, else `$XDG_CACHE_HOME/cifargan`, else `~/.cache/cifargan`. It need not exist yet.
@@ -30,82 +27,66 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifargan"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cached:
-    """What a cache gives back.
+class DecodedCache:
+    """The decoded images of one list of files, valid until one of the files changes.
 
-    Attributes:
-        images: (N, 3, H, W) uint8, mapped copy-on-write from the file.
-        info: The JSON value that was saved beside them.
-    """
-
-    images: NDArray[np.uint8]
-    info: dict[str, Any]
-
-
-class ArrayCache:
-    """One array of images and what belongs to it, valid for one digest of where they came from.
-
-    The JSON page names the array file and is replaced last, so a reader sees the old pair or the new one, whatever
-    interrupts the writer and however many write at once.
+    The JSON file is replaced last and names its array by the digest, so a reader sees the old pair or the new one, even
+    if the writer is killed or several write at once.
 
     Args:
-        folder: The folder of this one array; made when first saved to.
+        folder: The folder of this one array; created by the first save.
         label: What the images are, for the log.
     """
 
     def __init__(self, folder: Path, *, label: str) -> None:
         self.folder = folder
         self.label = label
+        self._page = folder / "images.json"
 
-    def load(self, digest: str) -> Cached | None:
-        """Map the array.
+    def load(
+        self, digest: str, names: Sequence[str], *, image_size: int
+    ) -> tuple[NDArray[np.uint8], dict[str, str]] | None:
+        """Map the images.
 
         Args:
-            digest: What the files look like now.
+            digest: Of the files as they are now.
+            names: N file names.
+            image_size: S.
 
         Returns:
-            The array, or None (told in the log) where none is stored, the files have changed, or it is damaged.
+            (M, 3, S, S) uint8 images, mapped copy-on-write, and the N - M broken files with their reasons. None, with
+            a line in the log, if the files have changed or the cache is damaged; None if there is no cache.
         """
-        sidecar = self.folder / _SIDECAR
-        if not sidecar.exists():
+        if not self._page.exists():
             return None
         try:
-            page = json.loads(sidecar.read_text(encoding="utf-8"))
+            page = json.loads(self._page.read_text(encoding="utf-8"))
             if page["digest"] != digest:
                 logger.info("%s: files have changed since they were cached; decoding them again", self.label)
                 return None
-            if page["array"] != _array_name(digest):
-                raise ValueError("it names another file")
-            images = np.load(self.folder / _array_name(digest), mmap_mode="c", allow_pickle=False)
-            if list(images.shape) != page["shape"] or images.dtype != np.uint8:
+            broken = {str(name): str(reason) for name, reason in page["broken"].items()}
+            images = np.load(self._array(digest), mmap_mode="c", allow_pickle=False)
+            expected = (len(names) - len(broken), 3, image_size, image_size)
+            if not broken.keys() <= {*names} or images.dtype != np.uint8 or images.shape != expected:
                 raise ValueError(f"an array of {images.dtype} {images.shape}")
-            return Cached(images=images, info=page["info"])
+            return images, broken
         except Exception as error:  # a damaged file can raise anything
             reason = readable(str(error), limit=120)
             logger.warning("%s: the cache in %s is damaged (%s); decoding again", self.label, self.folder, reason)
             return None
 
-    def save(self, digest: str, images: NDArray[np.uint8], info: dict[str, Any]) -> None:
-        """Store the array; a disk that refuses costs a warning and no run.
-
-        Args:
-            digest: What the files looked like when they were decoded.
-            images: (N, 3, H, W) uint8.
-            info: Anything JSON can hold.
-        """
-        name = _array_name(digest)
-        page = {"digest": digest, "array": name, "shape": list(images.shape), "info": info}
+    def save(self, digest: str, images: NDArray[np.uint8], broken: dict[str, str]) -> None:
+        """Store what `load` gives. If the disk refuses, log a warning and go on."""
+        array = self._array(digest)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / name, lambda file: np.save(file, images, allow_pickle=False))
-            write_atomically(self.folder / _SIDECAR, json.dumps(page).encode())
+            write_atomically(array, lambda file: np.save(file, images, allow_pickle=False))
+            write_atomically(self._page, json.dumps({"digest": digest, "broken": broken}).encode())
             for old in self.folder.glob("images-*.npy"):
-                if old.name != name:
+                if old != array:
                     old.unlink()
         except (OSError, UserError) as error:
             logger.warning("%s: not cached in %s (%s); the next run decodes again", self.label, self.folder, error)
 
-
-def _array_name(digest: str) -> str:
-    return f"images-{digest[:16]}.npy"
+    def _array(self, digest: str) -> Path:
+        return self.folder / f"images-{digest[:16]}.npy"

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors publish it, fetched, verified, and unpacked by torchvision."""
+"""CIFAR-10 as its authors publish it: downloaded, verified, and read by torchvision."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from cifargan.data.cache import cache_dir
-from cifargan.data.sources import ImageSet, ImageSource, choose, resize
+from cifargan.data.sources import ImageSet, ImageSource, choose_train_or_test, resize
 from cifargan.errors import UserError
 from cifargan.fetching import Published, fetch, partial_path
 
@@ -23,13 +23,13 @@ class CIFAR10(ImageSource):
     """The 60,000 images of CIFAR-10 (Krizhevsky 2009): 32x32, 10 classes, 50,000 `train` and 10,000 `test`.
 
     Args:
-        root: Folder of the archive and what is unpacked from it; null: `cifar10` in the user's cache folder.
+        root: Folder of the archive and its unpacked files; null: `cifar10` in the user's cache folder.
         splits: Any of `train` and `test`, joined in this order.
-        classes: Which classes, by name; empty: all ten.
-        image_size: H = W; any other than 32 is resized to, bicubic.
-        flip: Whether a mirrored image is as good as the original.
-        drop_low_contrast: Leave out images that scikit-image calls low in contrast at this `fraction_threshold`.
-        download: Whether the archive (163 MiB) may be fetched when it is not in `root`.
+        classes: The classes to keep, by name; empty: all ten.
+        image_size: H = W; other sizes than 32 are resized to, bicubic.
+        flip: See `ImageSource`.
+        drop_low_contrast: See `ImageSource`.
+        download: Whether the archive (163 MiB) may be downloaded if it is not in `root`.
     """
 
     def __init__(
@@ -46,17 +46,16 @@ class CIFAR10(ImageSource):
         super().__init__(
             splits=splits, classes=classes, image_size=image_size, flip=flip, drop_low_contrast=drop_low_contrast
         )
-        if not choose(self.splits, ["train", "test"], setting="data.splits", kind="split"):
-            raise UserError("data.splits: name at least one of train, test")
+        choose_train_or_test(self.splits)
         self.root = Path(root).expanduser() if root else cache_dir() / "cifar10"
         self.download = download
         self.archive = self.root / datasets.CIFAR10.filename
 
     def load(self) -> ImageSet:
-        """Read the splits, fetching the archive first where it is needed and allowed.
+        """Read the splits; download the archive first if it is needed and allowed.
 
         Raises:
-            UserError: The archive is not there, cannot be fetched, or is damaged.
+            UserError: The archive is missing, cannot be downloaded, or is damaged.
         """
         parts: list[tuple[Tensor, Tensor]] = []
         names: list[str] = []
@@ -68,13 +67,13 @@ class CIFAR10(ImageSource):
         return self._assemble(parts, name="cifar10", splits=self.splits, classes=names)
 
     def is_unpacked(self) -> bool:
-        """Whether the files are there that the archive holds; they are checked when they are read."""
+        """Whether the archive's files exist; they are verified when they are read."""
         names = [name for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list)]
         return all((self.root / datasets.CIFAR10.base_folder / name).is_file() for name in names)
 
     def _open(self, *, train: bool) -> datasets.CIFAR10:
         with warnings.catch_warnings():
-            # The batches were pickled by an early NumPy, in a way that NumPy 2.4.0 to 2.4.4 warn of.
+            # The batches were pickled by an early NumPy, in a way that NumPy 2.4.0 to 2.4.4 warn about.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             try:
                 return datasets.CIFAR10(self.root, train=train)
@@ -87,7 +86,7 @@ class CIFAR10(ImageSource):
                 raise UserError(f"CIFAR-10 in {unpacked} is damaged: delete that folder and try again") from error
 
     def _fetch(self) -> None:
-        """Unpack the archive if it is there and whole, fetch it otherwise."""
+        """Unpack the archive; download it first unless it is there and whole."""
         by_hand = f"copy {self.archive.name} to {self.archive} by hand, or use data=folder data.root=... or data=digits"
         published = Published(
             title="CIFAR-10", url=datasets.CIFAR10.url, algorithm="md5", checksum=datasets.CIFAR10.tgz_md5
@@ -98,7 +97,7 @@ class CIFAR10(ImageSource):
         self._store(lambda: extract_archive(str(self.archive), str(self.root)), by_hand)
 
     def _require_leave(self, by_hand: str) -> None:
-        """Say what is wrong with the archive, and stop where none may be fetched."""
+        """Say what is wrong with the archive, and stop if it may not be downloaded."""
         found = self.archive.exists()
         begun = found or partial_path(self.archive).exists()
         if not self.download:

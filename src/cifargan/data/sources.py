@@ -1,4 +1,4 @@
-"""Where images come from: what every source gives, and what is done to all of them alike."""
+"""Image sets in memory, and the interface and the filters that all sources share."""
 
 import hashlib
 import json
@@ -7,30 +7,33 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifargan.data.contrast import is_low_contrast
 from cifargan.errors import UserError, did_you_mean
 from cifargan.untrusted import readable, require_names
 
 logger = logging.getLogger(__name__)
 
+_LUMINANCE = np.array([0.2125, 0.7154, 0.0721])  # of red, green and blue
+_CHUNK = 1024  # images converted to float64 at a time
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """Images in memory, and what they are.
+    """Images in memory with their labels.
 
     Attributes:
         images: (N, 3, H, W) uint8 on the CPU, H = W.
         labels: (N,) int64 in [0, K).
         classes: The K class names, in the order of the labels.
-        name: What the set is called in reports.
+        name: The name in reports.
         splits: The splits that were joined, in order.
-        flip: Whether a mirrored image is as good as the original.
-        fingerprint: SHA-256 in hex over shape, classes, labels and images; worked out when it is not given.
-        skipped: How many broken files were left out.
+        flip: Whether training may mirror the images.
+        fingerprint: SHA-256 in hex over shape, classes, labels and images; computed when it is not given.
+        skipped: Number of broken files that were left out.
     """
 
     images: Tensor
@@ -49,8 +52,11 @@ class ImageSet:
         if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
             raise ValueError(f"labels must be int64 ({n},), not {self.labels.dtype} {self.labels.shape}")
         if not self.fingerprint:
-            # The one way to set a field of a frozen dataclass from within.
-            object.__setattr__(self, "fingerprint", _fingerprint(self.images, self.labels, self.classes))
+            digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.classes)]).encode())
+            for part in (self.labels, self.images):
+                digest.update(part.contiguous().view(-1).numpy().data)
+            # A frozen dataclass allows no plain assignment.
+            object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,23 +72,15 @@ class ImageSet:
         return self.images.shape[-1]
 
 
-def _fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([list(images.shape), list(classes)]).encode())
-    for part in (labels, images):
-        digest.update(part.contiguous().view(-1).numpy().data)
-    return digest.hexdigest()
-
-
 class ImageSource(ABC):
-    """A place that images come from.
+    """A place that images come from. Each source takes at least these settings.
 
     Args:
-        splits: Which splits to join, in this order.
-        classes: Which classes to keep, by name, numbered in this order; empty keeps all.
-        image_size: H = W, at least 1.
-        flip: Whether a mirrored image is as good as the original.
-        drop_low_contrast: `fraction_threshold` below which scikit-image calls an image low in contrast, in [0, 1); such
-            images are left out. 0 keeps all. See `contrast.contrast` for its scale.
+        splits: The splits to join, in this order.
+        classes: The classes to keep, by name; labels follow this order. Empty keeps all.
+        image_size: H = W, at least 1. Images of another size are resized.
+        flip: Whether training may mirror the images.
+        drop_low_contrast: Leave out images whose `contrast` is below this value, in [0, 1). 0 keeps all.
 
     Raises:
         UserError: A setting is out of range.
@@ -106,7 +104,7 @@ class ImageSource(ABC):
         """Read all images into memory.
 
         Raises:
-            UserError: They cannot be had, or the settings leave none.
+            UserError: The images cannot be read, or the settings leave none.
         """
 
     def _assemble(
@@ -118,29 +116,28 @@ class ImageSource(ABC):
         classes: Sequence[str],
         skipped: int = 0,
     ) -> ImageSet:
-        """Join the splits and keep what the user asked for.
+        """Join the splits, keep the chosen classes, and leave out images of low contrast.
 
         Args:
             parts: For each split, (N, 3, H, W) uint8 images and (N,) int64 labels into `classes`.
-            name: What the set is called.
-            splits: What the parts are called.
-            classes: All class names that there are.
-            skipped: How many broken files were left out.
+            name: The name of the set.
+            splits: The names of the parts.
+            classes: All class names.
+            skipped: Number of broken files that were left out.
 
-        Returns:
-            The images with labels into the kept classes.
+        Raises:
+            UserError: A class is unknown, has a name that cannot stand in a file name, or has no image left.
         """
         kept = choose(self.classes, classes, setting="data.classes", kind="class") or list(classes)
         require_names(kept, f"data.classes of {readable(name)}")
         images = torch.cat([part_images for part_images, _ in parts])
         labels = torch.cat([part_labels for _, part_labels in parts])
-
         if kept != list(classes):
             new_label = torch.tensor([kept.index(one) if one in kept else -1 for one in classes])
             labels = new_label[labels]
             images, labels = images[labels >= 0], labels[labels >= 0]
         if self.drop_low_contrast > 0.0:
-            low = is_low_contrast(images, self.drop_low_contrast)
+            low = contrast(images) < self.drop_low_contrast
             logger.info("%s: %d of %d images dropped for low contrast", name, int(low.sum()), len(low))
             images, labels = images[~low], labels[~low]
         counts = torch.bincount(labels, minlength=len(kept))
@@ -160,16 +157,13 @@ class ImageSource(ABC):
 
 
 def choose(wanted: Sequence[str], available: Sequence[str], *, setting: str, kind: str) -> list[str]:
-    """Check names that the user gave.
+    """Check names that the user gave in `setting`, and return them.
 
     Args:
         wanted: The user's names.
-        available: All names that there are.
+        available: All names that exist.
         setting: The setting they were given in.
         kind: What they name, in one word.
-
-    Returns:
-        The user's names.
 
     Raises:
         UserError: A name is unknown or given twice.
@@ -180,12 +174,23 @@ def choose(wanted: Sequence[str], available: Sequence[str], *, setting: str, kin
             hint = did_you_mean(name, available) or f"; choose from {known or 'none'}"
             raise UserError(f"{setting}: there is no {kind} {name!r}{hint}")
         if name in wanted[:i]:
-            raise UserError(f"{setting}: {kind} {name!r} is named twice")
+            raise UserError(f"{setting}: {kind} {name!r} is given twice")
     return list(wanted)
 
 
+def choose_train_or_test(splits: Sequence[str]) -> list[str]:
+    """Check `data.splits` of a source with exactly these two splits.
+
+    Raises:
+        UserError: It names none of them, another one, or one twice.
+    """
+    if not splits:
+        raise UserError("data.splits: name at least one of train, test")
+    return choose(splits, ["train", "test"], setting="data.splits", kind="split")
+
+
 def resize(images: Tensor, image_size: int) -> Tensor:
-    """Resize square images, antialiased bicubic as in PIL; images that have the size already are returned as they are.
+    """Resize square images with antialiased bicubic interpolation; images of that size are returned unchanged.
 
     Args:
         images: (N, 3, h, h) uint8.
@@ -197,3 +202,25 @@ def resize(images: Tensor, image_size: int) -> Tensor:
     if images.shape[-1] == image_size:
         return images
     return F.interpolate(images, size=(image_size, image_size), mode="bicubic", antialias=True)  # h -> H
+
+
+def contrast(images: Tensor) -> Tensor:
+    """Measure the contrast of each image as `skimage.exposure.is_low_contrast` does.
+
+    The luminance 0.2125 R + 0.7154 G + 0.0721 B lies in [0, 1]; the result is half the distance between its 1st and 99th
+    percentile. scikit-image halves it because it takes [-1, 1] as the range of floats: black on white gives 0.5.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+
+    Returns:
+        (N,) float64 in [0, 0.5].
+    """
+    ratios = [torch.empty(0, dtype=torch.float64)]
+    for chunk in torch.split(images, _CHUNK):
+        pixels = chunk.permute(0, 2, 3, 1).contiguous().numpy()  # (M, 3, H, W) -> (M, H, W, 3)
+        # Multiplied by 1/255, not divided by 255: the last bit decides for an image exactly at the threshold.
+        luminance = (pixels * (1.0 / 255.0)) @ _LUMINANCE  # (M, H, W, 3) -> (M, H, W)
+        low, high = np.percentile(luminance.reshape(len(chunk), -1), [1, 99], axis=1)
+        ratios.append(torch.from_numpy((high - low) / 2.0))
+    return torch.cat(ratios)

@@ -1,13 +1,12 @@
-"""Where image files lie: in a folder or in a zip, read alike.
-
-This module and `decode` import no torch, because every decoding process imports them.
-"""
+"""Read image files from a folder or from a zip through one interface."""
 
 import lzma
 import os
+import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,16 +16,17 @@ from cifargan.untrusted import readable, refusing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
-MAX_MEMBER_BYTES = 64 * 2**20  # a zip can hold a file a thousand times its own size, a disk one that is all holes
-MAX_WRAPPERS = 8  # folders that hold one folder and nothing else
+MAX_FILE_BYTES = 64 * 2**20  # a zip can hold a file a thousand times its own size, a disk a file that is all holes
+MAX_WRAPPERS = 8  # nested folders of a zip that hold one folder and nothing else
+MAX_DEPTH = MAX_WRAPPERS + 2  # levels of a zip whose folders matter
 
 
 class BrokenFileError(Exception):
-    """The stored bytes are no longer those that were put in."""
+    """A file's bytes are damaged, encrypted or too many for an image."""
 
 
 class Entry(NamedTuple):
-    """One file, and what tells that it was rewritten."""
+    """A file and what changes when it is rewritten."""
 
     name: str  # relative to the storage, parts joined by "/"
     size: int  # bytes
@@ -34,30 +34,43 @@ class Entry(NamedTuple):
 
 
 class Storage(ABC):
-    """A tree of files. Names that start with a dot are passed over, and so is `__MACOSX`."""
+    """A tree of files, listed once when it is opened. Hidden names and `__MACOSX` are left out.
 
-    path: Path
+    Args:
+        path: The folder or zip.
+        files: Every file in it.
+        folders: The name of every folder in it, at least those of the first two levels.
+    """
 
-    @abstractmethod
+    def __init__(self, path: Path, files: Iterable[Entry], folders: Iterable[str]) -> None:
+        self.path = path
+        # A plain string would sort `cat-big/` before `cat/`, and labels would not follow the order of class names.
+        self._files = sorted(files, key=lambda entry: entry.name.split("/"))
+        self._folders = set(folders)
+
     def folders(self, under: str) -> list[str]:
-        """Name the sub-folders of the folder `under` ("" is the top), sorted."""
+        """List the names of the sub-folders of the folder `under` ("" is the top), sorted."""
+        prefix = f"{under}/" if under else ""
+        inside = (name[len(prefix) :] for name in self._folders if name.startswith(prefix))
+        return sorted(name for name in inside if "/" not in name)
 
-    @abstractmethod
     def files(self, under: str) -> list[Entry]:
-        """List every file anywhere below the folder `under`, sorted folder by folder."""
+        """List every file at any depth below the folder `under`, sorted folder by folder."""
+        prefix = f"{under}/" if under else ""
+        return [entry for entry in self._files if entry.name.startswith(prefix)]
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Read a file.
+        """Read a file; several threads may do so at once.
 
         Raises:
-            BrokenFileError: What is stored is damaged, encrypted or larger than any image.
+            BrokenFileError: The stored bytes are damaged, encrypted or more than `MAX_FILE_BYTES`.
             OSError: The disk or the network failed, which says nothing about the image.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of any open file."""
+        """Close any open file."""
 
     def __enter__(self) -> Self:
         return self
@@ -67,143 +80,122 @@ class Storage(ABC):
 
 
 class Directory(Storage):
-    """A folder on disk. Only files are read: no device, no pipe.
+    """A folder on disk. Devices and pipes are left out.
 
-    A link to a folder is followed at the top two levels, where people keep their splits and classes, and not below,
-    where one could lead round in a circle.
+    Links to folders are followed on the top two levels, where people keep splits and classes, and not below, where one
+    could lead round in a circle.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def folders(self, under: str) -> list[str]:
-        """Name the sub-folders of the folder `under`, sorted."""
-        with os.scandir(self.path / under) as entries:
-            return sorted(entry.name for entry in entries if _visible(entry.name) and entry.is_dir())
-
-    def files(self, under: str) -> list[Entry]:
-        """List every file below the folder `under`, sorted folder by folder."""
-        found: list[Entry] = []
-        pending = [(self.path / under, f"{under}/" if under else "", True)]
+        files: list[Entry] = []
+        folders: list[str] = []
+        pending = [""]
         while pending:
-            folder, prefix, follow = pending.pop()
-            with os.scandir(folder) as entries:
+            prefix = pending.pop()
+            with os.scandir(path / prefix) as entries:
                 for entry in entries:
+                    name = prefix + entry.name
                     if not _visible(entry.name):
                         continue
-                    if entry.is_dir(follow_symlinks=follow):
-                        pending.append((folder / entry.name, f"{prefix}{entry.name}/", False))
+                    if entry.is_dir(follow_symlinks=prefix.count("/") < 2):
+                        folders.append(name)
+                        pending.append(f"{name}/")
                     elif entry.is_file():
                         stat = entry.stat()
-                        found.append(Entry(prefix + entry.name, stat.st_size, stat.st_mtime_ns))
-        return sorted(found, key=_by_folder)
+                        files.append(Entry(name, stat.st_size, stat.st_mtime_ns))
+        super().__init__(path, files, folders)
 
     def read(self, name: str) -> bytes:
         """Read a file."""
         with (self.path / name).open("rb") as file:
-            return _no_larger(file.read(MAX_MEMBER_BYTES + 1), "is")
+            return _no_larger(file.read(MAX_FILE_BYTES + 1), "is")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file stays open."""
 
 
 class Zip(Storage):
     """A zip, read member by member without being unpacked.
 
-    One folder that wraps all others is taken off, unless it is named like a split.
+    A folder that wraps all others is removed from the names, unless it is named like a split.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = zipfile.ZipFile(path)
-        self._members = {
+        self._zip = zipfile.ZipFile(path)
+        self._lock = threading.Lock()
+        members = {
             info.filename: info
-            for info in self._file.infolist()
-            # An empty part begins an absolute path, which is nobody's class.
+            for info in self._zip.infolist()
+            # An absolute path begins with an empty part, and `..` with a dot.
             if all(part and _visible(part) for part in info.filename.rstrip("/").split("/"))
         }
-        self._base = ""
-        while self._base.count("/") < MAX_WRAPPERS and self._is_wrapped():
-            self._base += f"{self.folders('')[0]}/"
-
-    def __reduce__(self) -> tuple[type["Zip"], tuple[Path]]:
-        # An open file cannot be shared with another process: each opens its own.
-        return Zip, (self.path,)
-
-    def _is_wrapped(self) -> bool:
-        top = self.folders("")
-        return (
-            len(top) == 1
-            and top[0] not in SPLIT_NAMES
-            and len(self.folders(top[0])) > 0
-            and not any(is_image(entry.name) for entry in self.files("") if entry.name.count("/") < 2)
-        )
-
-    def folders(self, under: str) -> list[str]:
-        """Name the sub-folders of the folder `under`, sorted."""
-        prefix = self._base + (f"{under}/" if under else "")
-        inside = (name[len(prefix) :] for name in self._members if name.startswith(prefix))
-        return sorted({rest.split("/", 1)[0] for rest in inside if "/" in rest})
-
-    def files(self, under: str) -> list[Entry]:
-        """List every file below the folder `under`, sorted folder by folder."""
-        prefix = self._base + (f"{under}/" if under else "")
-        found = [
-            Entry(name[len(self._base) :], info.file_size, info.CRC)
-            for name, info in self._members.items()
-            if name.startswith(prefix) and not info.is_dir()
-        ]
-        return sorted(found, key=_by_folder)
+        self._base = base = wrapper(members)
+        inside = {name[len(base) :]: info for name, info in members.items() if name.startswith(base)}
+        files = [Entry(name, info.file_size, info.CRC) for name, info in inside.items() if not info.is_dir()]
+        folders: set[str] = set()
+        for name in inside:
+            parents = name.split("/", MAX_DEPTH)[:-1]
+            folders.update("/".join(parents[:depth]) for depth in range(1, len(parents) + 1))
+        super().__init__(path, files, folders)
 
     def read(self, name: str) -> bytes:
         """Unpack one member into memory."""
         try:
-            with self._file.open(self._members[self._base + name]) as member:
-                data = member.read(MAX_MEMBER_BYTES + 1)
+            with self._lock, self._zip.open(self._base + name) as member:
+                data = member.read(MAX_FILE_BYTES + 1)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
             raise BrokenFileError(f"cannot be unpacked: {error}") from error
         return _no_larger(data, "unpacks to")
 
     def close(self) -> None:
         """Close the zip."""
-        self._file.close()
+        self._zip.close()
 
 
 def open_storage(root: Path, *, setting: str = "data.root") -> Storage:
-    """Open the folder or zip that the user named, in `setting`.
+    """Open the folder or zip that the user named in `setting`.
 
     Raises:
-        UserError: There is nothing there, or something else.
+        UserError: There is nothing there, or something else, or it cannot be read.
     """
     shown = readable(str(root))
     try:
         if root.is_dir():
             return Directory(root)
         if zipfile.is_zipfile(root):
-            with refusing(f"{setting}: {shown} is a damaged zip: make or fetch it anew"):
+            with refusing(f"{setting}: {shown} is a damaged zip: create or download it again"):
                 return Zip(root)
         if root.exists():
-            raise UserError(f"{setting}: {shown} is a file that is no zip; give a folder with one sub-folder a class")
+            raise UserError(f"{setting}: {shown} is a file, but not a zip; give a folder with one sub-folder per class")
     except OSError as error:
-        raise UserError(f"{setting}: cannot read {shown}: {error.strerror}") from error
+        raise UserError(f"{setting}: cannot read {readable(str(error.filename or root))}: {error.strerror}") from error
     raise UserError(f"{setting}: there is no folder or zip at {shown}")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it holds an image of a kind that is read."""
+    """Whether a file's suffix is that of an image format that is read."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def wrapper(names: Iterable[str]) -> str:
+    """The folders of a zip that wrap all others, such as `pictures/`; empty where there are none."""
+    base = ""
+    while base.count("/") < MAX_WRAPPERS:
+        inside = [name[len(base) :].split("/", 2) for name in names if name.startswith(base)]
+        tops = {parts[0] for parts in inside if len(parts) > 1}
+        has_folders = any(len(parts) == 3 for parts in inside)
+        has_images = any(len(parts) < 3 and is_image(parts[-1]) for parts in inside)
+        if len(tops) != 1 or tops <= SPLIT_NAMES or has_images or not has_folders:
+            break
+        base += f"{tops.pop()}/"
+    return base
+
+
 def _no_larger(data: bytes, verb: str) -> bytes:
-    if len(data) > MAX_MEMBER_BYTES:
-        raise BrokenFileError(f"{verb} more than {MAX_MEMBER_BYTES // 2**20} MiB")
+    if len(data) > MAX_FILE_BYTES:
+        raise BrokenFileError(f"{verb} more than {MAX_FILE_BYTES // 2**20} MiB")
     return data
 
 
 def _visible(part: str) -> bool:
     return not part.startswith(".") and part != "__MACOSX"
-
-
-def _by_folder(entry: Entry) -> list[str]:
-    # A plain string would sort `cat-big/` before `cat/`, and classes would no longer be in the order of their names.
-    return entry.name.split("/")

@@ -1,4 +1,4 @@
-"""Endless training batches, drawn on the device that the images lie on."""
+"""Draw endless training batches on the device that holds the images."""
 
 import torch
 from torch import Tensor
@@ -11,23 +11,23 @@ from cifargan.parallel import own_part
 
 
 class ImageStream:
-    """Batches of constant size, in a new random order each epoch, each image once an epoch.
+    """Batches of constant size; each epoch gives each image once, in a new random order.
 
-    All images lie on the device as bytes, and all draws are made there, so no batch waits for the host. A batch that
-    reaches the end of an epoch is filled from the next one. The order of an epoch is a function of the seed and the
-    number of the epoch alone.
+    The device holds all images as bytes and draws all random numbers, so no batch waits for the host. A batch that
+    reaches the end of an epoch is filled from the next one. The order of an epoch depends only on the seed and the
+    number of the epoch.
 
-    A batch has two halves: `advance` is the host's, `take` is the device's, which can be recorded once and replayed.
+    A batch has two halves: `advance` runs on the host, `take` on the device, where a CUDA graph can replay it.
 
     Args:
         images: The images.
-        batch_size: B, at least 1; may be larger than the set. Of all processes together: each takes its own rows.
-        device: Where the images lie and the batches are made.
+        batch_size: B of all processes together, at least 1; may be larger than the set. Each process takes its rows.
+        device: Where the images are stored and the batches are made.
         seed: Of the order and of the flips.
 
     Attributes:
-        generator: What the flips are drawn from.
-        taken: () int64 on the device, how many images have been given out, as the device counts.
+        generator: Draws the flips.
+        taken: () int64 on the device, number of images given out, as the device counts.
 
     Raises:
         UserError: `batch_size` is out of range.
@@ -45,35 +45,35 @@ class ImageStream:
         self._images = images.images.to(device)
         self._labels = images.labels.to(device)
         self._flip_probability = 0.5 if images.flip else 0.0
-        self._seen = 0  # as the host counts
+        self._seen = 0  # images given out, as the host counts
         self.taken = torch.zeros((), dtype=torch.int64, device=device)
         self._orders = torch.empty(0, len(images), dtype=torch.int64, device=device)  # (epochs at hand, images)
         self._epochs: list[int] = []  # whose orders these are; epoch e lies in row e modulo their number
 
     @property
     def images_seen(self) -> int:
-        """How many images have been given out."""
+        """Number of images given out."""
         return self._seen
 
     @property
     def epoch(self) -> int:
-        """How many times the whole set has been given out."""
+        """Number of completed epochs."""
         return self._seen // len(self._images)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Draw a batch.
 
         Returns:
-            (B, 3, H, W) float32 images in [-1, 1], and (B,) int64 labels; of several processes, each gets its share.
+            (B, 3, H, W) float32 images in [-1, 1], and (B,) int64 labels; with several processes, this one's share.
         """
         self.advance(1)
         return self.take()
 
     def advance(self, batches: int) -> None:
-        """Have the orders ready that the next `batches` calls of `take` will read."""
+        """Prepare the orders that the next `batches` calls of `take` read."""
         total = len(self._images)
         first, self._seen = self._seen, self._seen + batches * self.batch_size
-        # However they fall, so many images touch at most so many epochs.
+        # This many images touch at most this many epochs, wherever they begin.
         rows = (batches * self.batch_size - 1) // total + 2
         if rows > len(self._orders):
             self._orders = torch.empty(rows, total, dtype=torch.int64, device=self.device)
@@ -85,8 +85,8 @@ class ImageStream:
                 self._epochs[row] = epoch
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Make the batch that `advance` announced, on the device alone; as `next` returns it."""
-        place = self.taken + torch.arange(self.batch_size, device=self.device)  # (B,), counted since the beginning
+        """Make the batch that `advance` prepared, without the host; the result is that of `next`."""
+        place = self.taken + torch.arange(self.batch_size, device=self.device)  # (B,), counted since the first epoch
         self.taken += self.batch_size
         total = len(self._images)
         chance = torch.rand(self.batch_size, device=self.device, generator=self.generator)
@@ -102,11 +102,11 @@ class ImageStream:
         return torch.randperm(len(self._images), device=self.device, generator=own)
 
     def state_dict(self) -> dict[str, Tensor | int | str]:
-        """Everything that a bit-exact continuation needs.
+        """Everything that a bit-exact resume needs.
 
         Returns:
-            The generator's state as a CPU tensor, the seed of the orders, how many images have been given out, the kind
-            of device that drew them, and the fingerprint of the data.
+            The generator's state as a CPU tensor, the seed of the orders, the number of images given out, the type of
+            the device that drew them, and the fingerprint of the data.
         """
         return {
             "generator": self.generator.get_state(),
@@ -117,25 +117,25 @@ class ImageStream:
         }
 
     def load_state_dict(self, state: dict[str, Tensor | int | str]) -> None:
-        """Go on where another stream stopped.
+        """Continue where another stream stopped.
 
         Args:
-            state: What `state_dict` gave. The batch size may differ from that stream's.
+            state: The result of `state_dict`. The batch size may differ from that stream's.
 
         Raises:
-            UserError: The state is of other images, or of another kind of device, whose random numbers differ.
+            UserError: The state belongs to other images, or to another type of device, whose random numbers differ.
         """
         if state["fingerprint"] != self._fingerprint:
             raise UserError(
-                "the training images are not those that the checkpoint was trained on: give back the same data and "
-                "data.* settings, or start a new run"
+                "the training images are not those that the checkpoint was trained on: use the same data and data.* "
+                "settings, or start a new run"
             )
         here, there = self.device.type, state["device"]
         if here != there:
-            raise UserError(f"the checkpoint was trained on {there} and cannot go on exactly on {here}; use {there}")
+            raise UserError(f"the checkpoint was trained on {there} and cannot resume exactly on {here}; use {there}")
         generator, seed, seen = state["generator"], state["seed"], state["images_seen"]
         if not (isinstance(generator, Tensor) and isinstance(seed, int) and isinstance(seen, int)):
-            raise TypeError("the state is none that ImageStream.state_dict gave")
+            raise TypeError("this is not a state of ImageStream")
         self.generator.set_state(generator.cpu())
         self._seed, self._seen = seed, seen
         self.taken.fill_(seen)

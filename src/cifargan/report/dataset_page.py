@@ -2,22 +2,31 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cifargan import __version__
-from cifargan.data.inspection.duplicates import CANDIDATE, FLAT, NEAR, REDUCED
-from cifargan.data.inspection.inspect import Inspection
-from cifargan.data.inspection.sheets import captioned_sheet
-from cifargan.data.inspection.summary import colour_rows, contrast_rows, count_rows, duplicate_rows
+from cifargan.data.inspect import (
+    CANDIDATE,
+    FLAT,
+    NEAR,
+    REDUCED,
+    Inspection,
+    colour_rows,
+    contrast_rows,
+    count_rows,
+    duplicate_rows,
+)
 from cifargan.files import write_atomically
-from cifargan.images import labelled_sheet, save_png
+from cifargan.images import WHITE, labelled_sheet, save_png, upscale
 from cifargan.report.charts import Line, chart
 from cifargan.report.markup import Html, document, element
 from cifargan.report.style import STYLE
@@ -25,6 +34,8 @@ from cifargan.untrusted import readable
 
 SHOWN_LOW = 100  # images of low contrast on the page of a split
 SHOWN_PAIRS = 48
+FONT = 11
+MARGIN = 4
 BIN = 8  # levels that a point of a histogram stands for
 CHANNELS = (("red", 6, "#be123c"), ("green", 2, "#15803d"), ("blue", 0, "#0b57d0"))  # name, style on the page, colour
 OWN_STYLE = """
@@ -86,6 +97,34 @@ def pictures(found: Inspection, *, per_class: int) -> dict[str, Tensor]:
         captions = [_short(found, index) for a, b, _ in pairs for index in (a, b)]
         sheets["duplicates"] = captioned_sheet(sides, captions, columns=8)
     return sheets
+
+
+def captioned_sheet(images: Tensor, captions: Sequence[str], *, columns: int, scale: int = 2) -> Tensor:
+    """Lay images out row by row, each with its caption below it.
+
+    Args:
+        images: (N, 3, H, W) uint8, N at least 1.
+        captions: N short lines; what is wider than its image makes all cells wider.
+        columns: images a row.
+        scale: enlarge the images by this whole factor.
+
+    Returns:
+        (3, H', W') uint8, on white.
+    """
+    font = ImageFont.load_default(size=FONT)
+    big = upscale(images, scale).permute(0, 2, 3, 1).numpy()  # (N, 3, H, W) -> (N, H', W', 3)
+    height, width = big.shape[1:3]
+    line = FONT + 2 * MARGIN
+    cell = max(width, math.ceil(max(font.getlength(caption) for caption in captions))) + 2 * MARGIN
+    columns = min(columns, len(big))
+    rows = -(-len(big) // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * (height + line + MARGIN)), (WHITE, WHITE, WHITE))
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(big, captions, strict=True)):
+        x, y = i % columns * cell, i // columns * (height + line + MARGIN) + MARGIN
+        sheet.paste(Image.fromarray(picture), (x + (cell - width) // 2, y))
+        draw.text((x + cell / 2, y + height + line / 2), caption, fill="black", font=font, anchor="mm")
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)  # (H', W', 3) -> (3, H', W')
 
 
 def _pairs(found: Inspection) -> list[tuple[int, int, str]]:

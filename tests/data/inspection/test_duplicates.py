@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifargan.data.inspection import duplicates
-from cifargan.data.inspection.duplicates import difference, find_duplicates
+from cifargan.data import inspect as duplicates
+from cifargan.data.inspect import difference, find_duplicates
 from cifargan.data.sources import resize
 
 

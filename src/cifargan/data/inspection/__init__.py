@@ -1,1 +1,0 @@
-"""What images look like before anything is trained on them."""
