@@ -1,19 +1,18 @@
-"""Downloads from a server on this machine that breaks off, forgets, and lies."""
+"""Downloads from a server on this machine that breaks off and sends other files."""
 
-import errno
 import hashlib
-import io
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from cifargan import fetching
 from cifargan.errors import UserError
-from cifargan.fetching import Published, fetch, partial_path
+from cifargan.fetching import Published, fetch
 
 BODY = bytes(range(256)) * 5000  # 1.28 MB
 
@@ -22,32 +21,24 @@ class Server:
     """Serves one body at any path.
 
     Attributes:
-        ranges: whether it can begin in the middle.
+        status: of each reply.
         cuts: for each coming reply, after how many bytes it hangs up; replies after those are whole.
     """
 
     def __init__(self) -> None:
         self.body = BODY
-        self.ranges = True
+        self.status = 200
         self.cuts: list[int] = []
-        self.asked: list[str | None] = []
+        self.asked = 0
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked = self.headers.get("Range")
-                owner.asked.append(asked)
-                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and owner.ranges else 0
-                if start >= len(owner.body):
-                    self.send_error(416)
-                    return
-                rest = owner.body[start:]
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(rest)))
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(owner.body) - 1}/{len(owner.body)}")
+                owner.asked += 1
+                self.send_response(owner.status)
+                self.send_header("Content-Length", str(len(owner.body)))
                 self.end_headers()
-                self.wfile.write(rest[: owner.cuts.pop(0)] if owner.cuts else rest)
+                self.wfile.write(owner.body[: owner.cuts.pop(0)] if owner.cuts else owner.body)
 
             def log_message(self, *args: object) -> None:
                 """Keep the test output clean."""
@@ -64,7 +55,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
     one = Server()
     thread = threading.Thread(target=one.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -74,134 +65,77 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     one.http.server_close()
 
 
-def test_a_file_comes_whole_into_a_new_folder(server: Server, tmp_path: Path) -> None:
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_file_comes_whole_into_a_new_folder_and_only_once(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "new" / "archive.bin"
-    fetch(server.published, path)
-    assert path.read_bytes() == BODY
-    assert [file.name for file in path.parent.iterdir()] == ["archive.bin"]
+    for _ in range(2):
+        fetch(server.published, path)
+        assert path.read_bytes() == BODY
+    assert names(path.parent) == ["archive.bin"]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert server.asked == 1
 
 
-def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> None:
-    server.cuts = [300_000, 400_000]
+def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
+    server.cuts = [300_000, 0]
     fetch(server.published, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
-    assert server.asked == [None, "bytes=300000-", "bytes=700000-"]
+    assert server.asked == 3
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server: Server, tmp_path: Path) -> None:
-    server.cuts = [200_000, 0]
-    with pytest.raises(UserError, match=r"broke off; 0\.2 MB are kept in .*a\.part and gone on with"):
-        fetch(server.published, tmp_path / "a")
-    assert partial_path(tmp_path / "a").read_bytes() == BODY[:200_000]
-    fetch(server.published, tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert server.asked[-1] == "bytes=200000-"
-
-
-def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> None:
-    server.ranges = False
-    server.cuts = [300_000]
-    fetch(server.published, tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert server.asked == [None, "bytes=300000-"]
-
-
-def test_a_server_that_always_breaks_off_is_given_up(server: Server, tmp_path: Path) -> None:
-    server.ranges = False
-    server.cuts = [1000] * 100
-    with pytest.raises(UserError, match="the connection broke off"):
-        fetch(server.published, tmp_path / "a")
-    assert len(server.asked) == 2
-
-
-def test_another_file_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
-    server.body = BODY[:-1] + b"x"
-    with pytest.raises(UserError, match=r"not the published file \(wrong MD5\)"):
-        fetch(server.published, tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("left", [BODY, BODY + b"more"])
-def test_what_was_left_may_be_whole_or_too_long(server: Server, tmp_path: Path, left: bytes) -> None:
-    partial_path(tmp_path / "a").write_bytes(left)
+def test_a_damaged_file_is_replaced(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BODY[:-1])
     fetch(server.published, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
 
 
-def test_a_wrong_beginning_is_noticed(server: Server, tmp_path: Path) -> None:
-    partial_path(tmp_path / "a").write_bytes(b"x" * 1000)
-    with pytest.raises(UserError, match="wrong MD5"):
-        fetch(server.published, tmp_path / "a")
-    fetch(server.published, tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-
-
-def test_no_space_is_told_before_anything_is_fetched(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("cut", r"archive\.bin: .*1000 bytes read"),
+        ("changed", r"archive\.bin sent another file .*wrong MD5"),
+        ("missing", r"archive\.bin: 404 Not Found$"),
+        ("offline", r"archive\.bin: .*refused$"),
+    ],
+)
+def test_what_does_not_come_whole_is_one_line_and_leaves_nothing(
+    server: Server, tmp_path: Path, case: str, message: str
 ) -> None:
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    with pytest.raises(OSError, match="1 MB are to come and 0 MB are free") as caught:
-        fetch(server.published, tmp_path / "a")
-    assert caught.value.errno == errno.ENOSPC
-    assert not (tmp_path / "a").exists()
-
-
-def test_a_disk_that_fills_up_keeps_what_it_has(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full(io.BufferedWriter):
-        def write(self, data: Any) -> int:
-            if partial_path(tmp_path / "a").stat().st_size > 500_000:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = super().write(data)
-            self.flush()
-            return written
-
-    opened = Path.open
-
-    def open_full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        return Full(io.FileIO(path, "a")) if mode == "ab" else opened(path, mode, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", open_full)
-        with pytest.raises(OSError, match="No space left"):
+    server.cuts = [1000] * 100 if case == "cut" else []
+    server.body = BODY[:-1] + b"x" if case == "changed" else BODY
+    server.status = 404 if case == "missing" else 200
+    with socket.socket() as silent:
+        if case == "offline":
+            silent.bind(("127.0.0.1", 0))  # and does not listen
+            server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/archive.bin"
+        with pytest.raises(UserError, match=message) as caught:
             fetch(server.published, tmp_path / "a")
-    kept = partial_path(tmp_path / "a").stat().st_size
-    assert kept > 500_000
-    fetch(server.published, tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert server.asked[-1] == f"bytes={kept}-"
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("brought", [True, False])
-def test_who_comes_second_waits_for_the_first(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
+def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        fetch(server.published, tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize("downloaded", [True, False])
+def test_a_second_process_waits_for_the_first(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, downloaded: bool
 ) -> None:
-    path, waiting = tmp_path / "a", threading.Event()
-
-    def wait(seconds: float) -> None:
-        waiting.set()
-
-    monkeypatch.setattr("time.sleep", wait)
+    path = tmp_path / "a"
+    caplog.set_level("INFO")
     second = threading.Thread(target=fetch, args=(server.published, path))
-    with fetching._alone(partial_path(path)) as file:
+    with FileLock(tmp_path / ".a.lock", thread_local=False):
         second.start()
-        assert waiting.wait(60)
-        file.write(BODY if brought else BODY[:1000])
-        file.flush()
-        if brought:
-            partial_path(path).replace(path)
+        while "another process is fetching" not in caplog.text:
+            time.sleep(0.01)
+        if downloaded:
+            path.write_bytes(BODY)
     second.join(60)
     assert path.read_bytes() == BODY
-    assert server.asked == ([] if brought else ["bytes=1000-"])
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
-
-
-def test_nothing_is_left_of_a_download_that_brought_nothing(server: Server, tmp_path: Path) -> None:
-    server.body = b""
-    with pytest.raises(UserError, match="416"):
-        fetch(server.published, tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
+    assert server.asked == (0 if downloaded else 1)

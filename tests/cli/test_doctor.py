@@ -36,13 +36,6 @@ def test_a_bare_machine_is_well_and_told_what_it_could_get(command: Command, fil
     assert files() == {}
 
 
-def test_a_begun_download_is_seen(command: Command, tmp_path: Path) -> None:
-    part = tmp_path / ".cache" / "cifar10" / "cifar-10-python.tar.gz.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(bytes(3_000_000))
-    assert "3 MB of 170 in" in lines(command("doctor"))["CIFAR-10"]
-
-
 def test_a_place_that_cannot_be_written_is_broken(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     ran = command("doctor", "--output-root", "file/runs")

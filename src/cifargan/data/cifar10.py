@@ -14,7 +14,7 @@ from torchvision.datasets.utils import extract_archive
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet, ImageSource, choose_train_or_test, resize
 from cifargan.errors import UserError
-from cifargan.fetching import Published, fetch, partial_path
+from cifargan.fetching import Published, fetch
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +99,8 @@ class CIFAR10(ImageSource):
     def _require_leave(self, by_hand: str) -> None:
         """Say what is wrong with the archive, and stop if it may not be downloaded."""
         found = self.archive.exists()
-        begun = found or partial_path(self.archive).exists()
         if not self.download:
-            state = "is incomplete or damaged" if begun else "is not there"
+            state = "is incomplete or damaged" if found else "is not there"
             raise UserError(f"CIFAR-10: {self.archive} {state} and data.download=false: {by_hand}")
         if found:
             size = self.archive.stat().st_size
