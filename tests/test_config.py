@@ -8,12 +8,12 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.cli.errors import options
 from cifargan.config import build_data, build_extractor, parse, splits_of
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import NoEvaluator
 from cifargan.evaluation.extractors import automatic
+from cifargan.explain import options
 from cifargan.images import save_png
 
 MODELS = options("model")

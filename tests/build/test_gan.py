@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from cifargan.cli.errors import options
 from cifargan.config import build_discriminator, build_generator
+from cifargan.explain import options
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.objectives.adversarial import clippable_parameters
 from cifargan.training.step import GANStep

@@ -16,7 +16,7 @@ import pytest
 
 from cifargan.cli import COMMANDS
 from cifargan.cli.completion import SCRIPTS, Source, complete
-from cifargan.cli.config_files import groups, keys_of, options
+from cifargan.config_files import groups, keys_of, options
 from cifargan.schema import conf_dir
 
 Command = Callable[..., CompletedProcess[str]]

@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cifargan.cli.config_files import first_comment, groups, options
+from cifargan.config_files import first_comment, groups, options
 from cifargan.schema import conf_dir
 
 Command = Callable[..., CompletedProcess[str]]

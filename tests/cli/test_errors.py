@@ -12,8 +12,8 @@ import pytest
 import torch
 from hydra.errors import HydraException
 
-from cifargan.cli.errors import exit_code, explain, groups, options
 from cifargan.errors import UserError
+from cifargan.explain import exit_code, explain, groups, options
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.interruption import InterruptedRunError

@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.cli import launching
 from cifargan.cli import sweep as sweep_module
-from cifargan.cli.config_files import LAUNCHER, options
 from cifargan.cli.launching import beside_others, cuda_place, hand_back, line_about, require_launcher
 from cifargan.cli.sweep import Sweep
 from cifargan.cli.train import Outcome, job
+from cifargan.config_files import LAUNCHER, options
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir

@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cifargan.cli.run_log import RunLog
+from cifargan.run_log import RunLog
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.interruption import InterruptedRunError

@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.cli.config_files import groups
 from cifargan.config import GROUPS, Settings, parse
+from cifargan.config_files import groups
 from cifargan.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.cli.errors import explain
-from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
-from cifargan.cli.resume import CHOICE, OVERRIDE, overrides_of
+from cifargan.compose import key_of, reject_null_groups, split_flags
 from cifargan.config import parse
 from cifargan.errors import UserError
+from cifargan.explain import explain
+from cifargan.resume import CHOICE, OVERRIDE, overrides_of
 from cifargan.schema import from_file
 
 QUICK = settings(

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(arguments[0])(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         # Hydra and OmegaConf, whose errors are told too, take longer to import than `--help` to print.
-        from cifargan.cli.errors import report
+        from cifargan.explain import report
 
         return report(error, traceback=traceback)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifargan.cli import COMMANDS, SHARED
-from cifargan.cli.config_files import all_groups, choices, find, groups, keys_of, known_keys, options
+from cifargan.config_files import all_groups, choices, find, groups, keys_of, known_keys, options
 from cifargan.errors import UserError, did_you_mean
 
 BASH = """# cifargan: eval "$(cifargan completion bash)", for good in ~/.bashrc

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cifargan.cli.config_files import LAUNCHER, Shipped, all_groups, find, first_comment, options
+from cifargan.config_files import LAUNCHER, Shipped, all_groups, find, first_comment, options
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_atomically
 from cifargan.schema import conf_dir

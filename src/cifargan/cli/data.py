@@ -97,7 +97,7 @@ def _load(overrides: list[str]) -> "list[ImageSet]":
     import hydra
     from omegaconf import OmegaConf
 
-    from cifargan.cli.overrides import key_of, reject_null_groups
+    from cifargan.compose import key_of, reject_null_groups
     from cifargan.config import SPLITS, build_data
     from cifargan.schema import conf_dir
 

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from cifargan.agreement import on_first
-from cifargan.cli.overrides import key_of
+from cifargan.compose import key_of
 from cifargan.errors import UserError
 from cifargan.loading import describe_file
 from cifargan.runs.checkpoint import CheckpointStore, describe, load

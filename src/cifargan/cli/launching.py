@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from cifargan.cli.config_files import LAUNCHER
-from cifargan.cli.errors import explain
-from cifargan.cli.overrides import key_of
+from cifargan.compose import key_of
+from cifargan.config_files import LAUNCHER
 from cifargan.errors import UserError, did_you_mean
+from cifargan.explain import explain
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.lock import RunLock
 from cifargan.training.interruption import NOTICES

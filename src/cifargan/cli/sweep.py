@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from cifargan.cli.launching import PLACES, beside_others, hand_back, line_about
-from cifargan.cli.overrides import key_of
+from cifargan.compose import key_of
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import write_json
 from cifargan.runs.directory import RunDirectory

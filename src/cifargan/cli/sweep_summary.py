@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cifargan.cli.overrides import key_of
 from cifargan.cli.sweep import FILE, Job, Sweep, as_entry
 from cifargan.cli.tables import aligned
+from cifargan.compose import key_of
 from cifargan.files import write_json
 from cifargan.report.scores import Score, is_distance
 from cifargan.report.summary import RunSummary, summary_of

@@ -17,20 +17,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.agreement import leads, met_by_all, on_first, together
-from cifargan.cli.errors import report
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher
-from cifargan.cli.overrides import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.cli.preflight import preflight
-from cifargan.cli.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
-from cifargan.cli.resume import keep_settings
-from cifargan.cli.run_log import RunLog
 from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
 from cifargan.cli.sweep_summary import summarise
+from cifargan.compose import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.config import parse, plain
 from cifargan.errors import UserError
+from cifargan.explain import report
 from cifargan.files import write_atomically
 from cifargan.parallel import processes
+from cifargan.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
+from cifargan.resume import keep_settings
+from cifargan.run_log import RunLog
 from cifargan.runs.checkpoint import CheckpointStore, State, describe
 from cifargan.runs.directory import RunDirectory, Status
 from cifargan.runs.provenance import device_name

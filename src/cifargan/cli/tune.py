@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.cli.errors import explain, report
-from cifargan.cli.overrides import CONFIG_DIR, key_of, reject_null_groups, split_flags
 from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
+from cifargan.compose import CONFIG_DIR, key_of, reject_null_groups, split_flags
 from cifargan.config import GROUPS, Settings, parse, plain
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
+from cifargan.explain import explain, report
 from cifargan.report.summary import summary_of
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.scoring import Watcher, watcher
@@ -111,7 +111,7 @@ def split_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     Raises:
         UserError: a setting that cannot be.
     """
-    from cifargan.cli.errors import groups
+    from cifargan.explain import groups
 
     own, overrides = dict(OWN), []
     known = [*OWN, *GROUPS, *groups(), *Settings.__dataclass_fields__]

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob
 from hydra.errors import HydraException
 
-from cifargan.cli.config_files import choices, groups
+from cifargan.config_files import choices, groups
 from cifargan.errors import UserError, did_you_mean
 
 SWEEP = ("-m", "--multirun")

@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan import progress
 from cifargan.agreement import is_known_to_all, is_told, leads, note_as_known_to_all, on_first
-from cifargan.cli.errors import exit_code, report
-from cifargan.cli.overrides import key_of
-from cifargan.cli.resume import with_resume
-from cifargan.cli.run_log import RunLog
+from cifargan.compose import key_of
 from cifargan.config import parse
 from cifargan.device import select_device
 from cifargan.errors import UserError
+from cifargan.explain import exit_code, report
 from cifargan.parallel import processes
+from cifargan.resume import with_resume
+from cifargan.run_log import RunLog
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.distributed import (
     ProcessEndedError,

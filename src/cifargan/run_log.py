@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cifargan.cli.errors import explain
+from cifargan.explain import explain
 
 
 class RunLog(MemoryHandler):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cifargan.cli.overrides import key_of, reject_null_groups, split_flags
+from cifargan.compose import key_of, reject_null_groups, split_flags
 from cifargan.errors import UserError
 
 

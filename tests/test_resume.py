@@ -9,8 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from cifargan.cli.resume import _merged, overrides_of, with_resume
 from cifargan.errors import UserError
+from cifargan.resume import _merged, overrides_of, with_resume
 
 
 def keep(directory: Path, *overrides: str, folder: str = ".hydra") -> None:

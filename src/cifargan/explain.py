@@ -8,10 +8,10 @@ import traceback as tracebacks
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.cli.config_files import choices
-from cifargan.cli.config_files import groups as groups
-from cifargan.cli.config_files import known_keys as _known_keys
-from cifargan.cli.config_files import options as options
+from cifargan.config_files import choices
+from cifargan.config_files import groups as groups
+from cifargan.config_files import known_keys as _known_keys
+from cifargan.config_files import options as options
 from cifargan.errors import UserError, did_you_mean
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.untrusted import readable

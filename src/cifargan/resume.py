@@ -8,10 +8,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.cli.errors import groups
-from cifargan.cli.overrides import key_of, value_of
+from cifargan.compose import key_of, value_of
 from cifargan.config import plain
 from cifargan.errors import UserError
+from cifargan.explain import groups
 from cifargan.folders import require_no_pipes
 from cifargan.report.reading import config_in
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
