@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from cifargan.data.sources import ImageSet
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.train import build_trainer
+from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.trainer import Trainer
 
 PATIENCE = 120.0  # s that processes may take before they count as hanging
@@ -246,3 +248,11 @@ def _enter(rank: int, n: int, work: Callable[..., Any], args: tuple[Any, ...], f
         torch.save(work(*args), Path(folder, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def hear_hangups() -> Iterator[None]:
+    """Have the signals of a lost terminal do what they do by default: whoever runs the tests may have them ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HANGUPS}
+    yield
+    put_back(before)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
-from cifargan.agreement import local_rank
+from cifargan.distributed import local_rank, world_size
 from cifargan.errors import UserError
-from cifargan.parallel import processes
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there on Linux where the driver is loaded
 
@@ -21,11 +20,11 @@ def select_device(name: str) -> torch.device:
     """
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return _own_device(torch.device(kind)) if processes() > 1 else torch.device(kind)
+        return _own_device(torch.device(kind)) if world_size() > 1 else torch.device(kind)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"device={name}: no such device; choose from auto, cuda, cuda:N, mps, cpu")
     device = torch.device(name)
-    if processes() > 1:
+    if world_size() > 1:
         device = _own_device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()

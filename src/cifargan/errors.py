@@ -16,3 +16,13 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A half sentence that offers the nearest of `choices`, or nothing at all."""
     near = difflib.get_close_matches(word, list(choices), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def is_met_by_all(error: BaseException) -> bool:
+    """Whether every process of the run raises this error, so that none has to be killed because of it."""
+    return getattr(error, "met_by_all", False) is True
+
+
+def is_reported_elsewhere(error: BaseException) -> bool:
+    """Whether another process of the run prints this error."""
+    return getattr(error, "reported_elsewhere", False) is True

@@ -12,7 +12,7 @@ from cifargan.config_files import choices
 from cifargan.config_files import groups as groups
 from cifargan.config_files import known_keys as _known_keys
 from cifargan.config_files import options as options
-from cifargan.errors import UserError, did_you_mean
+from cifargan.errors import UserError, did_you_mean, is_reported_elsewhere
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.untrusted import readable
 
@@ -26,8 +26,7 @@ def report(error: BaseException, *, traceback: bool = False) -> int:
 
     What nobody foresaw keeps its traceback: it is a bug, and the trace is what a report of it needs.
     """
-    if getattr(error, "told", False):
-        # Another process of the same run tells of it.
+    if is_reported_elsewhere(error):
         return exit_code(error)
     message = explain(error)
     if traceback or message is None:

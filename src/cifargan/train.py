@@ -2,10 +2,10 @@
 
 from omegaconf import DictConfig
 
-from cifargan.agreement import leads, one_before_others
 from cifargan.build.gan import build_gan
 from cifargan.config import Parts, parse, plain
 from cifargan.data.sources import ImageSet
+from cifargan.distributed import is_rank_zero, local_rank_zero_first
 from cifargan.errors import UserError
 from cifargan.registry import LOGGER_EXTRAS, LOGGERS
 from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
@@ -39,7 +39,7 @@ def build_trainer(
             fit, in which case the run's files are as they were.
     """
     parts = parse(config)
-    images = one_before_others(parts.load_data)
+    images = local_rank_zero_first(parts.load_data)
     if state is not None:
         # Before the networks, whose shapes other classes change as well.
         with refusing(NO_STATE):
@@ -57,12 +57,12 @@ def build_trainer(
     if start is not None:
         take_over(start, gan, parts, images)
     # Late: its features can take a while, and any other error should come first. It draws no random numbers.
-    evaluator = one_before_others(lambda: parts.evaluator(images))
+    evaluator = local_rank_zero_first(lambda: parts.evaluator(images))
     trainer = Trainer(
         gan=gan,
         images=images,
         evaluator=evaluator,
-        tracker=build_tracker(parts, directory, first_step=gan.step) if leads() else Tracking(directory),
+        tracker=build_tracker(parts, directory, first_step=gan.step) if is_rank_zero() else Tracking(directory),
         checkpoints=CheckpointStore(directory.checkpoints, keep=gan.schedule.keep),
         config=plain(config),
     )

@@ -122,8 +122,8 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(
 
     first, second = in_processes(2, trained, invoke, tmp_path, settings, act)
     assert (first.code, second.code) == (143, 143)
-    assert "stopped at step 4, checkpoint written" in first.stderr
-    assert state_of(tmp_path)["step"] == 4
+    assert "stopped at step 3, checkpoint written" in first.stderr
+    assert state_of(tmp_path)["step"] == 3
     assert RunDirectory(tmp_path / "run").status()["status"] == "interrupted"
 
 

@@ -1,6 +1,5 @@
 """Small games: built part by part, or from the shipped configuration."""
 
-import signal
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.train import build_trainer
 from cifargan.training.ema import WeightAverage
-from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
@@ -58,14 +56,6 @@ def restore_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.backends.cudnn.benchmark = benchmark
     torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.fixture
-def hear_hangups() -> Iterator[None]:
-    """Have the signals of a lost terminal do what they do by default: whoever runs the tests may have them ignored."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in HANGUPS}
-    yield
-    put_back(before)
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
-from cifargan.agreement import on_first
 from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
+from cifargan.distributed import on_rank_zero, world_size
 from cifargan.errors import UserError
-from cifargan.parallel import processes
 from cifargan.registry import AUGMENTS, CLASSIFICATIONS, LOSSES, OPTIMIZERS, PENALTIES, construct
 from cifargan.schema import arguments, without
 from cifargan.training.conv_autotune import faster_forms
@@ -63,7 +62,7 @@ def build_gan(
             faster_forms,
             generator,
             discriminator,
-            batch_size=schedule.micro_batch // processes(),
+            batch_size=schedule.micro_batch // world_size(),
             precision=precision,
             device=device,
             file=cache_dir() / "convolutions.json",
@@ -77,9 +76,9 @@ def build_gan(
             fusible=all(config.optimizer[player].name in FUSED for player in ("generator", "discriminator")),
             faster_forms=times,
             before=before,
-            alone=processes() == 1,
+            alone=world_size() == 1,
         )
-        switches = on_first(decide)
+        switches = on_rank_zero(decide)
     use_tf32(switches.tf32)
     for network in (generator, discriminator):
         switches.prepare(network)

@@ -9,8 +9,8 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from cifargan.agreement import on_first
 from cifargan.compose import key_of
+from cifargan.distributed import on_rank_zero
 from cifargan.errors import UserError
 from cifargan.loading import describe_file
 from cifargan.runs.checkpoint import CheckpointStore, describe, load
@@ -90,7 +90,7 @@ def with_init(command: list[str]) -> list[str]:
     resumed = _values(given.get("resume", ""))
     checkpoints = [CheckpointStore(Path(run) / "checkpoints") for run in resumed]
     names = resumed if any(store.steps() for store in checkpoints) else inits
-    recipes = on_first(lambda: [_recipe(source(name, root)) for name in names])
+    recipes = on_rank_zero(lambda: [_recipe(source(name, root)) for name in names])
     if any(recipe != recipes[0] for recipe in recipes):
         raise UserError(f"init={','.join(names)}: these differ in model, loss or optimizer: start a sweep for each")
     _offer(recipes[0])

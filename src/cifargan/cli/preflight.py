@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from cifargan.device import unused_gpu
-from cifargan.parallel import processes
+from cifargan.distributed import world_size
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.provenance import device_name
 from cifargan.training.trainer import Trainer
@@ -18,7 +18,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
     model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
     g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (gan.g_optimizer, gan.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
-    together = f"{processes()} processes, each " if processes() > 1 else ""
+    together = f"{world_size()} processes, each " if world_size() > 1 else ""
     idle = unused_gpu() if gan.device.type == "cpu" and config.device == "auto" else None
     return [
         f"run      {directory.path}",

@@ -16,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.agreement import leads, met_by_all, on_first, together
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher
 from cifargan.cli.preflight import preflight
@@ -24,11 +23,11 @@ from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
 from cifargan.cli.sweep_summary import summarise
 from cifargan.compose import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
 from cifargan.config import parse, plain
+from cifargan.distributed import is_rank_zero, on_all_ranks, on_rank_zero, process_group, world_size
 from cifargan.errors import UserError
 from cifargan.explain import report
 from cifargan.files import write_atomically
-from cifargan.parallel import processes
-from cifargan.processes import agreed_overrides, quiet_others, tell_of_others, train_in_processes
+from cifargan.processes import agreed_overrides, met_by_all, quiet_others, tell_of_others, train_in_processes
 from cifargan.resume import keep_settings
 from cifargan.run_log import RunLog
 from cifargan.runs.checkpoint import CheckpointStore, State, describe
@@ -36,7 +35,6 @@ from cifargan.runs.directory import RunDirectory, Status
 from cifargan.runs.provenance import device_name
 from cifargan.schema import conf_dir
 from cifargan.train import build_trainer
-from cifargan.training.distributed import joined
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.recovery import DivergedError
 from cifargan.training.trainer import Result
@@ -83,7 +81,7 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(HELP, end="")
         return 0
-    with joined():
+    with process_group():
         return compose_and_train(arguments)
 
 
@@ -142,8 +140,8 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
         try:
             resolved = OmegaConf.create(plain(config))
             if resolved.resume is not None:
-                resolved = on_first(partial(keep_settings, resolved, directory.path))
-            on_first(partial(parse, resolved))
+                resolved = on_rank_zero(partial(keep_settings, resolved, directory.path))
+            on_rank_zero(partial(parse, resolved))
             result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)
         except Exception as error:
@@ -174,12 +172,12 @@ def claim_and_train(
     config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str], run_log: RunLog
 ) -> Result:
     """Train as the only process on this run directory, which a new run first has to claim."""
-    if config.trainer.devices > 1 and processes() == 1:
+    if config.trainer.devices > 1 and world_size() == 1:
         return train_in_processes(config, directory, overrides, command, run_log, claim_and_train)
     quiet_others()
     with contextlib.ExitStack() as stack:
         try:
-            before = on_first(lambda: claim(directory, stack, new=config.resume is None))
+            before = on_rank_zero(lambda: claim(directory, stack, new=config.resume is None))
             return train(config, directory, overrides, command, run_log, before)
         except Exception as error:
             tell_of_others(error, run_log)
@@ -214,17 +212,17 @@ def train(
     before: dict[str, Any],
 ) -> Result:
     """Start or go on with the run in `directory`, whose status was `before`, and record how it ends."""
-    found = on_first(lambda: newest_checkpoint(directory, before)) if config.resume is not None else None
+    found = on_rank_zero(lambda: newest_checkpoint(directory, before)) if config.resume is not None else None
     state = None
     if found is not None:
         state = found[1]
-        if message := on_first(partial(over, state, config, directory, before)):
+        if message := on_rank_zero(partial(over, state, config, directory, before)):
             log.info("%s %s", directory.path, message)
             return Result(state["step"], state["best"]["step"], state["best"]["score"])
     first_step = 0 if state is None else int(state["step"])
     # A run that was interrupted before its first checkpoint starts where it had started.
     fresh = state is None and config.init is not None
-    start = together(lambda: starting_point(config.init, Path(config.output_root))) if fresh else None
+    start = on_all_ranks(lambda: starting_point(config.init, Path(config.output_root))) if fresh else None
     trainer = build_trainer(config, directory, state=state, start=start)
 
     def begin() -> None:
@@ -242,7 +240,7 @@ def train(
             command=command,
             seed=config.seed,
             device=device_name(trainer.gan.device),
-            processes=processes(),
+            processes=world_size(),
             precision=trainer.gan.precision.name,
             speed=trainer.gan.switches.names(),
             first_step=first_step,
@@ -256,7 +254,7 @@ def train(
         for line in [] if start is None else start.lines(images.classes):
             log.info(line)
 
-    on_first(begin)
+    on_rank_zero(begin)
     status: Status = "failed"
     details: dict[str, Any] = {}
     try:
@@ -276,7 +274,7 @@ def train(
         raise
     finally:
         try:
-            if leads():
+            if is_rank_zero():
                 directory.set_status(status, step=trainer.step, **trainer.recovered(), **details)
         except UserError as error:
             # It must not hide why the run ended; without it the run counts as interrupted, which it was.

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from cifargan.data.sources import ImageSet
+from cifargan.distributed import shard
 from cifargan.errors import UserError
 from cifargan.images import to_float
 from cifargan.latents import random_stream
-from cifargan.parallel import own_part
 
 
 class ImageStream:
@@ -90,7 +90,7 @@ class ImageStream:
         self.taken += self.batch_size
         total = len(self._images)
         chance = torch.rand(self.batch_size, device=self.device, generator=self.generator)
-        place, chance = own_part(place), own_part(chance)
+        place, chance = shard(place), shard(chance)
         index = self._orders[place // total % len(self._orders), place % total]
         images, labels = self._images[index], self._labels[index]
         mirrored = (chance < self._flip_probability)[:, None, None, None]  # (B,) -> (B, 1, 1, 1)

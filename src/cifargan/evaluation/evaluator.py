@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from cifargan import parallel
-from cifargan.agreement import gathered, on_first, together
+from cifargan import distributed
 from cifargan.data.sources import ImageSet
+from cifargan.distributed import gather, on_all_ranks, on_rank_zero
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Measurement, Seen, look
@@ -199,7 +199,7 @@ class FeatureEvaluator(Evaluator):
                     records += details(*comparison, device=self.device, labelled=bool(sampler.classes))
             return records
 
-        return on_first(records)
+        return on_rank_zero(records)
 
     def _seen(self, sampler: Sampler, n: int, stop: Stop) -> Iterable[Seen]:
         """What the extractor sees in n images. Several processes share the work, and the first gets all of it."""
@@ -208,11 +208,11 @@ class FeatureEvaluator(Evaluator):
             batches = sampler.stream(n, seed=SEED, part=(rank, processes))
             return look(batches, n // processes, self.extractor, device=self.device, label=LABEL, stop=stop)
 
-        rank, processes = parallel.rank(), parallel.processes()
+        rank, processes = distributed.rank(), distributed.world_size()
         if processes == 1:
             return part_of(0, 1)
-        own = together(lambda: [seen.cpu() for seen in part_of(rank, processes)])
-        return [seen for part in gathered(own) for seen in part]
+        own = on_all_ranks(lambda: [seen.cpu() for seen in part_of(rank, processes)])
+        return [seen for part in gather(own) for seen in part]
 
     def _reference(self, images: ImageSet, stop: Stop = never) -> Reference:
         return reference_of(images, self.extractor, device=self.device, batch_size=self.batch_size, stop=stop)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cifargan import parallel
+from cifargan import distributed
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -14,14 +14,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (N, C, H, W)."""
-        processes = parallel.world_size()
+        processes = distributed.num_shards()
         if not self.training or processes == 1:
             return super().forward(x)
         h = x.to(torch.promote_types(x.dtype, torch.float32))
         count = h.numel() // h.shape[1] * processes  # of values a channel
-        mean = parallel.summed(h.sum(dim=(0, 2, 3))) / count  # (C,)
+        mean = distributed.all_reduce_sum(h.sum(dim=(0, 2, 3))) / count  # (C,)
         centred = h - mean[:, None, None]
-        variance = parallel.summed(centred.square().sum(dim=(0, 2, 3))) / count  # (C,), biased
+        variance = distributed.all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / count  # (C,), biased
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         y = centred * torch.rsqrt(variance + self.eps)[:, None, None]
         if self.affine:

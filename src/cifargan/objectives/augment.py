@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cifargan.distributed import draw_shard
 from cifargan.errors import UserError
-from cifargan.parallel import own_rows
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -79,7 +79,7 @@ def cut_out(x: Tensor, top: Tensor, left: Tensor, *, height: int, width: int) ->
 
 def random_color(x: Tensor) -> Tensor:
     """Brightness U(-0.5, 0.5), saturation U(0, 2), contrast U(0.5, 1.5); (N, 3, H, W) in and out."""
-    draws = own_rows(lambda n: torch.rand(3, n, 1, 1, 1, device=x.device), len(x), dim=1)
+    draws = draw_shard(lambda n: torch.rand(3, n, 1, 1, 1, device=x.device), len(x), dim=1)
     brightness, saturation, contrast = draws.to(x.dtype)
     return adjust_color(x, brightness - 0.5, saturation * 2.0, contrast + 0.5)
 
@@ -145,4 +145,4 @@ def _is_within(index: Tensor, low: int, high: int) -> Tensor:
 
 def _randint(low: int, high: int, x: Tensor) -> Tensor:
     """Draw (N,) int64 from low to high, both included, on the device of the batch x."""
-    return own_rows(lambda n: torch.randint(low, high + 1, (n,), device=x.device), len(x))
+    return draw_shard(lambda n: torch.randint(low, high + 1, (n,), device=x.device), len(x))

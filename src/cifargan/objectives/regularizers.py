@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifargan.distributed import all_reduce_mean, draw_shard
 from cifargan.errors import UserError
 from cifargan.objectives.augment import random_translation
-from cifargan.parallel import averaged, own_rows
 
 
 def lecam_penalty(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class LeCam(Regularizer):
     @torch.no_grad()
     def _update_anchors(self, real: Tensor, fake: Tensor, started: Tensor) -> None:
         step_size = torch.where(started, 1.0 - self.decay, 1.0)
-        self.real_anchor.lerp_(averaged(real.mean()), step_size)
-        self.fake_anchor.lerp_(averaged(fake.mean()), step_size)
+        self.real_anchor.lerp_(all_reduce_mean(real.mean()), step_size)
+        self.fake_anchor.lerp_(all_reduce_mean(fake.mean()), step_size)
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -162,7 +162,7 @@ class Consistency(Regularizer):
 
     def views(self, x: Tensor) -> list[Tensor]:
         """The images, each mirrored with probability 1/2 and moved."""
-        mirrored = own_rows(lambda n: torch.rand(n, 1, 1, 1, device=x.device), len(x)) < 0.5
+        mirrored = draw_shard(lambda n: torch.rand(n, 1, 1, 1, device=x.device), len(x)) < 0.5
         return [random_translation(torch.where(mirrored, x.flip(-1), x), self.reach)]
 
     def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from cifargan import parallel
+from cifargan import distributed
 
 # Windows has none of these. A scheduler is told to send a notice before a job's time is up (Slurm's --signal; submitit asks
 # for SIGUSR2). A terminal that is closed, or a connection that is lost, is a hangup.
@@ -58,7 +58,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self.requested = number
-        if parallel.processes() == 1 and number not in HANGUPS:
+        if distributed.world_size() == 1 and number not in HANGUPS:
             end_at_next(number)
 
 

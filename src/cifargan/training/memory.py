@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cifargan import parallel
+from cifargan import distributed
 from cifargan.training.rng import restore_rng, rng_state
 
 
 def may_try_again(device: torch.device) -> bool:
     """Whether an update can be repeated here: not while it is being recorded, nor when other processes wait for it."""
-    return not (parallel.processes() > 1 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()))
+    return not (distributed.world_size() > 1 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()))
 
 
 class Undo:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from cifargan import parallel
+from cifargan import distributed
 
 
 class RunningMeans(Metric):
@@ -50,7 +50,7 @@ class RunningMeans(Metric):
 
     def first_bad(self) -> tuple[str, int] | None:
         """The first term that was not finite in any process, and its step. Waits for the device."""
-        steps: list[int] = parallel.smallest(self.first_bad_step).tolist()
+        steps: list[int] = distributed.all_reduce_min(self.first_bad_step).tolist()
         worst = min(range(len(steps)), key=steps.__getitem__)
         if steps[worst] == torch.iinfo(torch.int64).max:
             return None
@@ -59,7 +59,7 @@ class RunningMeans(Metric):
     def shared_state(self) -> dict[str, Any]:
         """What `load_state_dict` takes, the same for any number of processes: the average over those there are."""
         return {
-            "total": parallel.averaged(self.total),
-            "count": parallel.averaged(self.count),
-            "first_bad_step": parallel.smallest(self.first_bad_step),
+            "total": distributed.all_reduce_mean(self.total),
+            "count": distributed.all_reduce_mean(self.count),
+            "first_bad_step": distributed.all_reduce_min(self.first_bad_step),
         }

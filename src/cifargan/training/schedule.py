@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cifargan import parallel
+from cifargan import distributed
 from cifargan.errors import UserError
 
 COUNTS = (
@@ -67,7 +67,7 @@ class Schedule:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} does not divide into trainer.accumulate={self.accumulate} parts"
             )
-        processes = max(self.devices, parallel.processes())
+        processes = max(self.devices, distributed.world_size())
         if self.micro_batch % processes:
             parts = f"{self.accumulate} parts (trainer.accumulate) for " if self.accumulate > 1 else ""
             raise UserError(

@@ -7,9 +7,9 @@ from contextvars import ContextVar
 
 import torch
 
-from cifargan import parallel
-from cifargan.agreement import is_known_to_all, on_first
-from cifargan.errors import UserError
+from cifargan import distributed
+from cifargan.distributed import on_rank_zero
+from cifargan.errors import UserError, is_met_by_all
 from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted
@@ -83,7 +83,7 @@ class Scoring:
             log.info("%s", error)
             records = []
         except Exception as error:
-            if parallel.processes() > 1 and not is_known_to_all(error):
+            if distributed.world_size() > 1 and not is_met_by_all(error):
                 # The others wait for what will not come: this process has to end, and with it the run.
                 raise
             # torch says with a RuntimeError that memory is out. What nobody foresaw keeps its trace.
@@ -106,6 +106,6 @@ class Scoring:
         """Write scores to their file; where it cannot be written they are still in the log, and still decide."""
         try:
             if records:
-                on_first(lambda: add_to_file(self.tracker.directory.evaluation, records))
+                on_rank_zero(lambda: add_to_file(self.tracker.directory.evaluation, records))
         except UserError as error:
             log.warning("step %d: %s", step, error)

@@ -9,22 +9,21 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cifargan import parallel
+from cifargan import distributed
 from cifargan.data.stream import ImageStream
+from cifargan.distributed import average_gradients, draw_shard
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator
 from cifargan.models.spectral import normalised_together, power_iteration_
 from cifargan.objectives.adversarial import AdversarialLoss
 from cifargan.objectives.augment import Augment
 from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.regularizers import Regularizer
-from cifargan.parallel import own_rows
 from cifargan.runs.checkpoint import State
 from cifargan.training.cuda_graph import CapturedStep
 from cifargan.training.ema import WeightAverage
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.memory import Undo, may_try_again
 from cifargan.training.precision import Precision
-from cifargan.training.replicas import replicated, shared
 from cifargan.training.restoring import load_network, load_optimizer
 from cifargan.training.rng import restore_rng, rng_state
 from cifargan.training.schedule import Schedule
@@ -79,9 +78,6 @@ class GANStep:
     ) -> None:
         self.generator = generator.train()
         self.discriminator = discriminator.train()
-        # What is trained through; the other player's step and the average look at the networks themselves.
-        self.trained_generator = replicated(generator, device)
-        self.trained_discriminator = replicated(discriminator, device)
         self.loss = loss
         self.regularizer = regularizer
         self.classification = classification
@@ -178,13 +174,13 @@ class GANStep:
     def discriminator_step(self) -> Metrics:
         """One update of the discriminator on real and generated images."""
         parts = []
-        for last in self._micro_batches():
+        for _ in range(self.schedule.accumulate):
             x, y = self.stream.take()
             z, y_fake = self._latents(len(y))
-            with shared(self.trained_discriminator, now=last):
-                terms, part = self.discriminator_terms(x, y, z, y_fake)
-                self._descend(terms)
+            terms, part = self.discriminator_terms(x, y, z, y_fake)
+            self._descend(terms)
             parts.append({**_detached(terms), **part})
+        average_gradients(self.discriminator)
         self.updating = True
         gradient_norm = self.precision.step(self.d_optimizer)
         self.loss.constrain(self.discriminator)
@@ -195,20 +191,16 @@ class GANStep:
         """One update of the generator through the discriminator."""
         parts = []
         with frozen(self.discriminator):
-            for last in self._micro_batches():
-                z, y = self._latents(self.schedule.micro_batch // parallel.world_size())
-                with shared(self.trained_generator, now=last):
-                    terms, part = self.generator_terms(z, y)
-                    self._descend(terms)
+            for _ in range(self.schedule.accumulate):
+                z, y = self._latents(self.schedule.micro_batch // distributed.num_shards())
+                terms, part = self.generator_terms(z, y)
+                self._descend(terms)
                 parts.append({**_detached(terms), **part})
+        average_gradients(self.generator)
         self.updating = True
         gradient_norm = self.precision.step(self.g_optimizer)
         power_iteration_(self.generator, together=self.switches.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/generator": gradient_norm}
-
-    def _micro_batches(self) -> list[bool]:
-        """One item for each micro-batch of an update: whether it is the last."""
-        return [False] * (self.schedule.accumulate - 1) + [True]
 
     def _descend(self, terms: Metrics) -> None:
         """Add the gradient of the sum of all terms, as one micro-batch of several."""
@@ -245,7 +237,7 @@ class GANStep:
             self._normalised(self.discriminator, trained=False),
             self.precision.autocast(),
         ):
-            fake: DiscriminatorOutput = self.discriminator(self.augment(self.trained_generator(z, y).float()), y)
+            fake: DiscriminatorOutput = self.discriminator(self.augment(self.generator(z, y).float()), y)
         terms = {
             "loss/generator": self.loss.generator(fake.logits),
             **_where_judged(fake, "loss/class_fake", self.classification.generator(fake, y)),
@@ -255,9 +247,9 @@ class GANStep:
     def _judge(self, x: list[Tensor], y: list[Tensor]) -> list[DiscriminatorOutput]:
         """Judge several batches of images, in one pass where the discriminator allows it."""
         if self.discriminator.joint_pass:
-            joint: DiscriminatorOutput = self.trained_discriminator(torch.cat(x), torch.cat(y))
+            joint: DiscriminatorOutput = self.discriminator(torch.cat(x), torch.cat(y))
             return joint.split([len(part) for part in x])
-        return [self.trained_discriminator(*pair) for pair in zip(x, y, strict=True)]
+        return [self.discriminator(*pair) for pair in zip(x, y, strict=True)]
 
     def _normalised(self, network: nn.Module, *, trained: bool = True) -> AbstractContextManager[None]:
         """While entered, the weights of a network are normalised once and together, if that is switched on."""
@@ -285,8 +277,8 @@ class GANStep:
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw z (n, Z) from N(0, I) and y (n,) uniformly, on the device."""
-        z = own_rows(lambda rows: torch.randn(rows, self.generator.latent_dim, device=self.device), n)
-        y = own_rows(lambda rows: torch.randint(self.num_classes, (rows,), device=self.device), n)
+        z = draw_shard(lambda rows: torch.randn(rows, self.generator.latent_dim, device=self.device), n)
+        y = draw_shard(lambda rows: torch.randint(self.num_classes, (rows,), device=self.device), n)
         return z, y
 
     def _set_learning_rates(self) -> None:

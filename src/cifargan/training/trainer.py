@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifargan.agreement import Request, on_first
 from cifargan.data.sources import ImageSet
+from cifargan.distributed import agree, on_rank_zero
 from cifargan.errors import UserError
 from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.records import Record, scalars
@@ -95,11 +95,10 @@ class Trainer:
         """
         self.pace.start(self.step)
         self.pages = self.tracker.directory.pages()
-        if self.schedule.goes_back and on_first(lambda: not self.checkpoints.steps()):
+        if self.schedule.goes_back and on_rank_zero(lambda: not self.checkpoints.steps()):
             self._save(last=False)
         if self.step == 0:
             self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
-        request = Request()
         with self.tracker, Interruption() as interruption:
 
             def stop() -> bool:
@@ -111,7 +110,7 @@ class Trainer:
                 self._remember(metrics)
                 self.tracker.advance(self.step)
                 # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
-                signal = request.ask(interruption.requested)
+                signal = agree(interruption.requested)
                 try:
                     self._do_what_is_due(stop, stopping=signal is not None)
                 except DivergedError as error:
@@ -122,7 +121,7 @@ class Trainer:
             records = self.scoring.score_finally(self.step, stop)
             if records:
                 self.tracker.hyperparameters(self.config, scalars(records))
-            signal = request.ask_now(interruption.requested)
+            signal = agree(interruption.requested)
             if signal is not None:
                 raise InterruptedRunError(
                     signal,
@@ -178,7 +177,7 @@ class Trainer:
     def _note_event(self, **facts: Any) -> None:
         """Keep in the provenance what the run met with and did about it."""
         try:
-            on_first(lambda: self.tracker.directory.add_event(**facts))
+            on_rank_zero(lambda: self.tracker.directory.add_event(**facts))
         except UserError as error:
             log.warning("%s", error)
 
@@ -213,7 +212,7 @@ class Trainer:
 
     def _go_back(self, error: UserError) -> int:
         """Restore the last good state and return its step; `error` is raised where there is none."""
-        found = on_first(self.checkpoints.newest_whole)
+        found = on_rank_zero(self.checkpoints.newest_whole)
         if found is None:
             raise error
         step = int(found[1]["step"])
@@ -254,7 +253,7 @@ class Trainer:
         if due(self.schedule.log_every):
             self._log()
         if due(self.schedule.sample_every):
-            on_first(self._sample)
+            on_rank_zero(self._sample)
         if due(self.scoring.evaluator.every):
             best = self.scoring.score(self.step, stop)
         # A run that gives up ends here, so this is its last checkpoint.
@@ -283,7 +282,7 @@ class Trainer:
                 return False
             return True
 
-        self.unsaved = not on_first(saved)
+        self.unsaved = not on_rank_zero(saved)
 
     def _check_finite(self) -> None:
         """Waits for the device.

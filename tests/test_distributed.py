@@ -8,18 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cifargan import parallel
-from cifargan.agreement import (
-    Request,
-    gathered,
-    is_known_to_all,
-    is_told,
-    leads,
-    on_first,
-    one_before_others,
-    together,
-)
-from cifargan.errors import UserError
+from cifargan import distributed
+from cifargan.distributed import agree, gather, is_rank_zero, local_rank_zero_first, on_all_ranks, on_rank_zero
+from cifargan.errors import UserError, is_met_by_all, is_reported_elsewhere
 
 InProcesses = Callable[..., list[Any]]
 
@@ -29,7 +20,7 @@ def own_rank() -> int:
 
 
 def decided() -> list[Any]:
-    return [on_first(lambda: (own_rank(), parallel.world_size())), gathered(own_rank()), leads()]
+    return [on_rank_zero(lambda: (own_rank(), distributed.num_shards())), gather(own_rank()), is_rank_zero()]
 
 
 def test_the_first_decides_by_itself_for_all(in_processes: InProcesses) -> None:
@@ -43,13 +34,15 @@ def refused(how: str, rank: int) -> tuple[Any, ...]:
             raise UserError(f"not with {rank}")
 
     try:
-        {"on_first": on_first, "together": together, "one_before_others": one_before_others}[how](work)
+        {"on_rank_zero": on_rank_zero, "together": on_all_ranks, "local_rank_zero_first": local_rank_zero_first}[how](
+            work
+        )
     except UserError as error:
-        return str(error), is_known_to_all(error), is_told(error)
+        return str(error), is_met_by_all(error), is_reported_elsewhere(error)
     return ()
 
 
-@pytest.mark.parametrize(("how", "rank"), [("on_first", 0), ("together", 1), ("one_before_others", 1)])
+@pytest.mark.parametrize(("how", "rank"), [("on_rank_zero", 0), ("together", 1), ("local_rank_zero_first", 1)])
 def test_an_error_of_one_is_that_of_all_and_told_by_one(in_processes: InProcesses, how: str, rank: int) -> None:
     expected = [(f"not with {rank}", True, teller != rank) for teller in range(3)]
     assert in_processes(3, refused, how, rank) == expected
@@ -64,9 +57,9 @@ def all_refuse() -> tuple[Any, ...]:
         raise UserError(str(own_rank()))
 
     try:
-        together(work)
+        on_all_ranks(work)
     except UserError as error:
-        return str(error), is_known_to_all(error), is_told(error)
+        return str(error), is_met_by_all(error), is_reported_elsewhere(error)
     return ()
 
 
@@ -79,28 +72,24 @@ def fetched(file: Path) -> str:
                 file.write_text(f"by {own_rank()}")
             return f"{own_rank()} reads: {file.read_text()}"
 
-        return one_before_others(work)
+        return local_rank_zero_first(work)
 
 
 def test_what_one_fetches_is_there_for_the_others(in_processes: InProcesses, tmp_path: Path) -> None:
     assert in_processes(3, fetched, tmp_path / "data") == ["0 reads: by 0", "1 reads: by 0", "2 reads: by 0"]
 
 
-def asked(rank: int, step: int) -> list[int | None]:
-    request = Request()
-    heard = [request.ask(15 if (own_rank(), now) == (rank, step) else None) for now in range(4)]
-    return [*heard, request.ask_now(2 if own_rank() == 1 else None), request.ask_now(None)]
+def agreed() -> list[int | None]:
+    return [agree(None), agree(15 if own_rank() == 1 else None), agree(2 + own_rank())]
 
 
-def test_a_request_is_heard_by_all_a_step_later(in_processes: InProcesses) -> None:
-    assert asked(0, 2) == [None, None, 15, None, None, None]
-    assert in_processes(2, asked, 1, 2) == [[None, None, None, 15, 2, None]] * 2
-    # Brought up at the last step, or at the end itself: neither is lost.
-    assert in_processes(2, asked, 0, 3) == [[None, None, None, None, 2, None]] * 2
+def test_a_number_of_one_rank_is_that_of_all(in_processes: InProcesses) -> None:
+    assert agreed() == [None, None, 2]
+    assert in_processes(2, agreed) == [[None, 15, 3]] * 2
 
 
 def least() -> torch.Tensor:
-    return parallel.smallest(torch.tensor([3, 5]) + own_rank() * torch.tensor([1, -1]))
+    return distributed.all_reduce_min(torch.tensor([3, 5]) + own_rank() * torch.tensor([1, -1]))
 
 
 def test_the_smallest_of_all_processes(in_processes: InProcesses) -> None:

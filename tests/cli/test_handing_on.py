@@ -1,4 +1,4 @@
-"""What a process hears that has started others; how these train is in test_replicas.py, how commands start them in tests/cli."""
+"""Signals to the process that has started the ranks of a run."""
 
 import multiprocessing
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from cifargan.training.distributed import handing_on
+from cifargan.processes import handing_on
 from cifargan.training.interruption import NOTICES, STOPS
 
 SAYS = """
