@@ -141,7 +141,7 @@ def job(config: DictConfig, command: list[str]) -> Outcome:
             resolved = OmegaConf.create(plain(config))
             if resolved.resume is not None:
                 resolved = on_rank_zero(partial(keep_settings, resolved, directory.path))
-            on_rank_zero(partial(parse, resolved))
+            on_all_ranks(partial(parse, resolved))
             result = claim_and_train(resolved, directory, overrides, command, run_log)
             return Outcome(directory.path, overrides, result, None)
         except Exception as error:
