@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifargan.errors import UserError
-from cifargan.evaluation.records import read_file
+from cifargan.evaluation.records import Record, formatted, read_file
 from cifargan.files import write_atomically, write_json
-from cifargan.report.footnotes import Footnotes
-from cifargan.report.reading import log_points, number
-from cifargan.report.scores import Score, headline, is_distance, record_from, score_of
-from cifargan.report.summary import summary_of
 from cifargan.runs.directory import RunDirectory
+from cifargan.runs.listing import Footnotes
+from cifargan.runs.read import headline, is_distance, log_points, number, record_from, summary_of
 from cifargan.schema import conf_dir
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -50,7 +48,7 @@ class Result(NamedTuple):
 
     file: Path
     content: dict[str, Any]
-    scores: list[Score]
+    scores: list[Record]
 
 
 def checked(content: Any, file: Path) -> Result:
@@ -64,7 +62,7 @@ def checked(content: Any, file: Path) -> Result:
     if not isinstance(content["scores"], list) or not content["scores"]:
         raise UserError(f"{file}: scores must be a list of records as in evaluation.json")
     flat = [line for line in content["scores"] if isinstance(line, dict) and line.get("class_name") is None]
-    scores = [score_of(record) for record in map(record_from, flat) if record is not None]
+    scores = [record for record in map(record_from, flat) if record is not None]
     if len(scores) < len(content["scores"]):
         raise UserError(f"{file}: a score is of one class, is not finite, or is not a record of evaluation.json")
     return Result(file, content, scores)
@@ -86,11 +84,11 @@ def record(run: Path) -> Path:
     named = dict(override.partition("=")[::2] for override in summary.overrides)
     if "experiment" not in named:
         raise UserError(f"{run} was trained without experiment=..., so it is not a result of a recipe")
-    final = {(score.key, score.protocol, score.step) for score in summary.scores}
+    final = {(score.key, score.conditions(), score.protocol.step) for score in summary.scores}
     flat = []
     for line in read_file(directory.evaluation):
         known = record_from(line) if line.get("class_name") is None else None
-        if known is not None and (known.key, (shown := score_of(known)).protocol, shown.step) in final:
+        if known is not None and (known.key, known.conditions(), known.protocol.step) in final:
             flat.append({**line, "subject": named["experiment"]})  # not the path on the machine that trained it
     if not flat:
         raise UserError(f"{run} has no score after its training: cifargan evaluate {run} gives them")
@@ -134,7 +132,7 @@ def table(results: Sequence[Result]) -> str:
     lines = [[*head, *(f"`{keys[letter]}` <sup>{letter}</sup>" for letter in columns)]]
     lines.append(["---"] * len(lines[0]))
     for result, scores in sorted(rows, key=lambda row: footnotes.order(headline(None, row[1]))):
-        values = {footnotes.of(score): score.shown for score in scores}
+        values = {footnotes.of(score): formatted(score) for score in scores}
         content = result.content
         cells = [f"[`{content['recipe']}`](docs/results/{result.file.name})", content["device"].replace("|", "\\|")]
         cells += [f"{content[key]:,.0f}" for key in ("steps", "images_seen", "minutes", "images_per_s")]
@@ -145,8 +143,8 @@ def table(results: Sequence[Result]) -> str:
     return f"{body}\n\nEach recipe's link has its command and all its scores.\n\n{notes}\n"
 
 
-def _is_shown(score: Score) -> bool:
-    return score.truncation is None and (is_distance(score.metric) or score.metric.split("_")[0] in OTHERS)
+def _is_shown(score: Record) -> bool:
+    return score.protocol.truncation is None and (is_distance(score.metric) or score.metric.split("_")[0] in OTHERS)
 
 
 def filled(readme: str, content: str) -> str:

@@ -92,11 +92,11 @@ def test_the_wheel_carries_the_configuration_and_nothing_foreign(wheel: Path) ->
         names = set(archive.namelist())
         for file in conf_dir().rglob("*.yaml"):
             assert archive.read(f"cifargan/conf/{file.relative_to(conf_dir()).as_posix()}") == file.read_bytes()
-    modules = {path.relative_to(PROJECT / "src").as_posix() for path in (PROJECT / "src").rglob("*.py")}
-    assert modules <= names
+    files = [path for kind in ("*.py", "*.j2") for path in (PROJECT / "src").rglob(kind)]
+    assert {path.relative_to(PROJECT / "src").as_posix() for path in files} <= names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cifargan", "hydra_plugins", f"cifargan-{cifargan.__version__}.dist-info"}
-    assert {Path(name).suffix for name in names if name.startswith("cifargan/")} <= {".py", ".yaml", ".typed"}
+    assert {Path(name).suffix for name in names if name.startswith("cifargan/")} <= {".py", ".yaml", ".j2", ".typed"}
 
 
 @pytest.mark.slow

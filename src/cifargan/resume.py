@@ -13,8 +13,8 @@ from cifargan.config import plain
 from cifargan.errors import UserError
 from cifargan.explain import groups
 from cifargan.folders import require_no_pipes
-from cifargan.report.reading import config_in
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
+from cifargan.runs.read import config_in
 from cifargan.schema import shown
 from cifargan.untrusted import plain_yaml, readable, refusing
 

@@ -6,10 +6,8 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from cifargan.cli.sweep import Job, Sweep, combinations, identity, jobs_in, split_sweep
 from cifargan.cli.sweep_summary import over_seeds, reason_of, summarise
 from cifargan.errors import UserError
-from cifargan.report.scores import Score
-from cifargan.report.summary import RunSummary
+from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
+from cifargan.runs.read import RunSummary
 from cifargan.training.step import GANStep
 
 Command = Callable[..., CompletedProcess[str]]
@@ -244,16 +242,15 @@ def test_a_typo_is_told_before_the_first_job(command: Command, quick: tuple[str,
     assert not (tmp_path / "outputs").exists()
 
 
-def score(value: float, *, protocol: str = "p", key: str = "fd_x_n9_train") -> Score:
-    known: dict[str, Any] = {"key": key, "value": value, "shown": "", "step": 1, "protocol": protocol, "metric": "fd_x"}
-    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(Score))
-    return Score(**{**nothing, **known})
+def score(value: float, *, n: int = 9, split: str = "train", resize: str = "none") -> Record:
+    space = FeatureSpace(extractor="x", weights_hash="", resize=resize, dtype="float32")
+    reference = ReferenceCard(name="digits", split=split, n=9, fingerprint="")
+    protocol = Protocol(n=n, space=space, subject="training", step=1)
+    return Record(metric="fd_x", value=value, n=n, protocol=protocol, reference=reference)
 
 
-def run_of(best: Score | None, *scores: Score) -> RunSummary:
-    known: dict[str, Any] = {"path": Path(), "status": "finished", "best": best, "scores": scores}
-    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(RunSummary))
-    return RunSummary(**{**nothing, **known})
+def run_of(best: Record, *scores: Record) -> RunSummary:
+    return RunSummary(path=Path(), name="run", status="finished", best=best, scores=scores)
 
 
 def test_scores_are_summed_up_over_the_seeds() -> None:
@@ -262,8 +259,8 @@ def test_scores_are_summed_up_over_the_seeds() -> None:
 
     found = over_seeds(
         [
-            (job("loss=bce", "seed=1"), run_of(score(1.0), score(5.0, key="fd_x_n50_test"))),
-            (job("seed=2", "loss=bce"), run_of(score(3.0), score(5.0, key="fd_x_n50_test", protocol="q"))),
+            (job("loss=bce", "seed=1"), run_of(score(1.0), score(5.0, n=50, split="test"))),
+            (job("seed=2", "loss=bce"), run_of(score(3.0), score(5.0, n=50, split="test", resize="other"))),
             (job("loss=bce", "seed=3"), run_of(score(8.0))),
             (job("loss=hinge", "seed=1"), run_of(score(2.0))),
         ]

@@ -67,7 +67,7 @@ def inspect(arguments: list[str]) -> int:
         raise UserError(f"{wrong[0]}: settings are written key=value, such as data=folder data.root={wrong[0]}")
     from cifargan.data.inspect import colour_rows, contrast_rows, count_rows, duplicate_rows
     from cifargan.data.inspect import inspect as look
-    from cifargan.report.dataset_page import write_inspection
+    from cifargan.report.dataset import write_inspection
 
     splits = _load(options.overrides)
     found = look(splits, threshold=options.low_contrast)

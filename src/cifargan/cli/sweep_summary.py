@@ -10,10 +10,10 @@ from typing import Any
 from cifargan.cli.sweep import FILE, Job, Sweep, as_entry
 from cifargan.cli.tables import aligned
 from cifargan.compose import key_of
+from cifargan.evaluation.records import Record
 from cifargan.files import write_json
-from cifargan.report.scores import Score, is_distance
-from cifargan.report.summary import RunSummary, summary_of
 from cifargan.runs.directory import RunDirectory
+from cifargan.runs.read import RunSummary, is_distance, summary_of
 from cifargan.untrusted import readable
 
 TAIL = 2**16  # bytes of a log that hold its last lines
@@ -97,7 +97,7 @@ def over_seeds(runs: Sequence[tuple[Job, RunSummary]]) -> list[dict[str, Any]]:
 
 
 def _means(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
-    named: dict[str, list[Score]] = {}
+    named: dict[str, list[Record]] = {}
     for run in runs:
         for name, score in _scores(run).items():
             named.setdefault(name, []).append(score)
@@ -112,13 +112,13 @@ def _means(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
     return means
 
 
-def _scores(run: RunSummary) -> dict[str, Score]:
+def _scores(run: RunSummary) -> dict[str, Record]:
     best = {} if run.best is None else {f"best {run.best.key}": run.best}
     return {**best, **{score.key: score for score in run.scores}}
 
 
 def _results(run: RunSummary) -> dict[str, Any]:
-    best = None if run.best is None else {"key": run.best.key, "value": run.best.value, "step": run.best.step}
+    best = None if run.best is None else {"key": run.best.key, "value": run.best.value, "step": run.best.protocol.step}
     return {"step": run.step, "seed": run.seed, "best": best, "scores": {s.key: s.value for s in run.scores}}
 
 

@@ -16,7 +16,7 @@ from cifargan.config import GROUPS, Settings, parse, plain
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
 from cifargan.explain import explain, report
-from cifargan.report.summary import summary_of
+from cifargan.runs.read import summary_of
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.scoring import Watcher, watcher
 

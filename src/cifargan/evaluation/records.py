@@ -105,6 +105,37 @@ class Record:
         parts += [self.reference.split] if self.reference else []
         return "_".join(parts) + (f"/{self.class_name}" if self.class_name else "")
 
+    @property
+    def group(self) -> tuple[str, str]:
+        """What two scores must have in common to be ranked together: the metric and its conditions."""
+        return self.metric, self.conditions()
+
+    def conditions(self, *, truncation: bool = True) -> str:
+        """Everything that decides comparability, in words. Steps and seeds are what scores compare: neither is in it.
+
+        Args:
+            truncation: whether the truncation and the number of images of this metric are in it; without them, all
+                scores of a truncation curve have the same conditions.
+        """
+        protocol, space, real = self.protocol, self.protocol.space, self.reference
+        of = "" if self.n == protocol.n else f" of {protocol.n:,}"
+        parts = [f"{self.n:,}{of} images" if truncation else f"{protocol.n:,} images"]
+        if real:
+            n = f"{real.n:,}" if real.n else "?"
+            parts.append(f"against {real.name} {real.split} ({n}, {real.fingerprint[:8]})")
+        parts += [f"{space.extractor} {space.weights_hash[:8]}".strip(), space.resize, space.dtype]
+        if protocol.weights:
+            threshold = "no truncation" if protocol.truncation is None else f"truncation {protocol.truncation:g}"
+            parts += [
+                f"{protocol.batch_norm} batch norm",
+                f"{protocol.weights} weights",
+                threshold if truncation else "",
+            ]
+        if protocol.checkpoint not in (None, "", "last", "step"):
+            parts.append(f"{protocol.checkpoint} checkpoint")
+        spread = f"; ± over {self.spread_over}" if self.spread_over and truncation else ""
+        return ", ".join(part for part in parts if part) + spread
+
     def flat(self) -> dict[str, Value]:
         """Everything in one level, as a line of a table or of metrics.jsonl."""
         own = {key: value for key, value in asdict(self).items() if key not in ("protocol", "reference")}

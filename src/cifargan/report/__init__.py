@@ -1,1 +1,1 @@
-"""Runs that lie on disk, read back: summaries, tables, one page about them. Nothing here needs torch but sampling."""
+"""HTML pages that need no network: one about runs, one about a data set."""

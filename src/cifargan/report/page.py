@@ -1,179 +1,112 @@
-"""One page about runs that needs nothing else: no network, no library, no folder beside it."""
+"""Build HTML pages that need no network: templates, pictures as data URIs, line charts as SVG."""
 
-import time
+import base64
+import io
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
-from cifargan import __version__
-from cifargan.errors import UserError
-from cifargan.files import write_atomically
-from cifargan.loading import load_generator
-from cifargan.progress import Progress
-from cifargan.report.charts import chart
-from cifargan.report.classes import row_names
-from cifargan.report.curves import distance_against_recall, losses, score_lines
-from cifargan.report.leaderboard import leaderboard
-from cifargan.report.markup import Html, document, element, join
-from cifargan.report.pictures import Source, slides, training_grids
-from cifargan.report.reading import config_of, sessions, setting, whole
-from cifargan.report.run_section import RunPart, section
-from cifargan.report.scores import is_distance
-from cifargan.report.script import SCRIPT
-from cifargan.report.selection import shown_path
-from cifargan.report.style import STYLE
-from cifargan.report.summary import RunSummary
-from cifargan.report.truncations import drawn, left_behind
-from cifargan.runs.directory import RunDirectory
-from cifargan.untrusted import readable
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
-FIXED = 60_000  # characters of a page with no run
-PER_RUN = 80_000  # characters of a run without its pictures, at most about
-LEAST = 40_000  # characters of pictures that a run gets however many there are
+COLOURS = ("#0b57d0", "#c2410c", "#15803d", "#a21caf", "#0e7490", "#854d0e", "#be123c", "#4b5563")
+DASHES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"))  # the names in CSS and in matplotlib
+ROWS = 25  # of the table of numbers below a chart
+LARGEST = 1e12  # a diverged network logs larger values, which would flatten all others
+Point = tuple[float, float]
 
 
-def write_report(
-    runs: Sequence[RunSummary], out: Path, *, root: Path, truncations: Sequence[float], device: str, limit: int
-) -> list[str]:
-    """Write the page.
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a chart.
 
-    Args:
-        runs: what it is about, in this order.
-        out: the file.
-        root: runs are called by their paths below it.
-        truncations: thresholds at which samples are drawn now; empty: those that are there are taken.
-        device: where they are drawn.
-        limit: bytes of the page at most.
-
-    Returns:
-        What was left out, a line each.
-
-    Raises:
-        UserError: there is no run, the page would be too large, or it cannot be written.
+    Attributes:
+        label: its name in the legend.
+        points: (x, y), finite, in the order in which they are joined.
+        notes: a short text for each point; empty for none.
+        style: chooses colour and dashes; lines of one run have one style on the whole page.
     """
-    if not runs:
-        raise UserError("no run is left after these filters: there is nothing to report")
-    labels = _labels(runs, root)
-    budget: float = limit - FIXED - PER_RUN * len(runs)
-    left_out: list[str] = []
-    parts: dict[int, RunPart] = {}
-    grids = [training_grids(RunDirectory(run.path).samples) for run in runs]
-    with Progress(len(runs), label="report", unit="run") as progress:
-        # Those with few pictures first: what they do not need is there for the others.
-        for done, i in enumerate(sorted(range(len(runs)), key=lambda i: len(grids[i]))):
-            share = max(budget / (len(runs) - done), LEAST)
-            parts[i], lines = _part(runs[i], labels[i], grids[i], truncations, device, share)
-            budget -= parts[i].training.size + parts[i].truncation.size
-            left_out += [f"{labels[i]}: {line}" for line in lines]
-            progress.update(1)
-    content = page([parts[i] for i in range(len(runs))]).encode()
-    if len(content) > limit:
-        raise UserError(
-            f"the page would have {len(content) / 1e6:.1f} MB, more than {limit / 1e6:g}: take fewer runs, or raise --megabytes"
-        )
-    write_atomically(out, content)
-    return left_out
+
+    label: str
+    points: Sequence[Point]
+    notes: Sequence[str] = ()
+    style: int = 0
+
+    @property
+    def css(self) -> str:
+        """The classes of its stroke in the legend."""
+        return f"c{self.style % len(COLOURS)} {DASHES[self.style // len(COLOURS) % len(DASHES)][0]}"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Note, x and y of at most `ROWS` points."""
+        notes = self.notes or [""] * len(self.points)
+        pairs = evenly(list(zip(self.points, notes, strict=True)), ROWS)
+        return [(note, f"{x:,.6g}", f"{y:,.6g}") for (x, y), note in pairs]
 
 
-def _labels(runs: Sequence[RunSummary], root: Path) -> list[str]:
-    """Names where they tell runs apart, else paths."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [shown_path(run.path, root) for run in runs]
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart for the template `chart` macro. `x` and `y` are written into the SVG: no text of a file belongs there."""
+
+    title: str
+    lines: Sequence[Line]
+    picture: str
+    x: str
+    y: str
+    note: str
 
 
-def _part(
-    run: RunSummary,
-    label: str,
-    grids: Sequence[Source],
-    truncations: Sequence[float],
-    device: str,
-    budget: float,
-) -> tuple[RunPart, list[str]]:
-    directory = RunDirectory(run.path)
-    config = config_of(directory)
-    notes: list[str] = []
-    sources: Sequence[Source] = left_behind(directory)
-    if truncations:
-        try:
-            sources = list(drawn(load_generator(run.path, device=device), truncations))
-        except UserError as error:
-            notes.append(f"no samples by truncation ({error})")
-    shares = 2 if sources and grids else 1
-    training, truncation = slides(grids, budget / shares), slides(sources, budget / shares)
-    for name, shown in (("training grids", training), ("samples by truncation", truncation)):
-        notes += [f"{name}: {shown.left_out}"] if shown.left_out else []
-    lines, averaged = losses(directory)
-    part = RunPart(
-        summary=run,
-        label=label,
-        row_names=row_names(directory) if training.pictures or truncation.pictures else (),
-        image_size=whole(setting(config, "data.image_size")),
-        training=training,
-        truncation=truncation,
-        losses=lines,
-        averaged=averaged,
-        sessions=sessions(directory),
+def chart(lines: Sequence[Line], *, title: str, x: str, y: str, note: str = "") -> Chart | None:
+    """Draw lines; None if there is no point to draw. The same lines give the same bytes."""
+    shown = [line for line in map(_without_outliers, lines) if line.points]
+    if not shown:
+        return None
+    figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+    axes = figure.subplots()
+    for line in shown:
+        marker = "o" if line.notes or len(line.points) <= ROWS else ""
+        stroke = DASHES[line.style // len(COLOURS) % len(DASHES)][1]
+        colour = COLOURS[line.style % len(COLOURS)]
+        xs, ys = zip(*line.points, strict=True)
+        axes.plot(xs, ys, color=colour, linestyle=stroke, marker=marker, markersize=4, linewidth=1.6)
+        for at, text in zip(line.points, line.notes, strict=False):
+            axes.annotate(text, at, textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, alpha=0.35)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "cifargan"}):
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return Chart(title=title, lines=shown, picture=data_uri("svg+xml", drawn.getvalue()), x=x, y=y, note=note)
+
+
+def _without_outliers(line: Line) -> Line:
+    kept = [i for i, point in enumerate(line.points) if max(map(abs, point)) <= LARGEST]
+    return replace(line, points=[line.points[i] for i in kept], notes=[line.notes[i] for i in kept if line.notes])
+
+
+def evenly(items: Sequence[Any], n: int) -> list[Any]:
+    """At most n of some items, evenly spread, with the first and the last; for n = 1 the last."""
+    if len(items) <= n:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)] if n > 1 else [items[-1]]
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture as an address that holds all of it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def render(template: str, **content: Any) -> bytes:
+    """Fill a template of this folder. Every text is escaped; undecodable bytes of file names are spelt out."""
+    environment = Environment(
+        loader=PackageLoader("cifargan", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return part, notes
-
-
-def page(parts: Sequence[RunPart]) -> str:
-    """The whole document."""
-    runs, labels = [part.summary for part in parts], [part.label for part in parts]
-    made = time.strftime("%Y-%m-%d %H:%M %Z")
-    scored = sum(run.headline is not None for run in runs)
-    body = element(
-        "body",
-        element("a", "Skip to the runs", href="#runs", class_="skip"),
-        element(
-            "header",
-            element("h1", "Training runs"),
-            element(
-                "p",
-                f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {scored} with scores. Made {made} by cifargan {__version__}.",
-                class_="soft",
-            ),
-        ),
-        element(
-            "main",
-            element("h2", "Leaderboard", id="leaderboard"),
-            leaderboard(runs, labels),
-            _charts(runs, labels),
-            element("h2", "Runs", id="runs"),
-            *(section(part, i) for i, part in enumerate(parts)),
-        ),
-        element("p", id="said", class_="hidden-text", role="status", aria_live="polite"),
-        element("footer", "This page needs no network and loads nothing. Pictures are WebP copies, made small for it."),
-        element("script", Html(SCRIPT)),
-    )
-    title = f"cifargan: {readable(labels[0]) if len(labels) == 1 else f'{len(labels)} runs'}"
-    return document(title, body, style=STYLE, script=SCRIPT)
-
-
-def _charts(runs: Sequence[RunSummary], labels: Sequence[str]) -> Html:
-    distances: list[Html] = []
-    others: list[Html] = []
-    for i, ((metric, protocol), lines) in enumerate(score_lines(runs, labels).items()):
-        title = f"{metric} during training"
-        figure = chart(lines, name=f"score-{i}", title=title, x="step", y=metric, note=protocol, marks=True)
-        (distances if is_distance(metric) else others).append(figure)
-    for i, ((distance, recall, protocol), lines) in enumerate(distance_against_recall(runs, labels).items()):
-        distances.append(
-            chart(
-                lines,
-                name=f"recall-{i}",
-                title=f"{distance} against {recall}",
-                x=f"{recall} (higher is better)",
-                y=f"{distance} (lower is better)",
-                note=f"{protocol}; a point a truncation",
-                marks=True,
-            )
-        )
-    if not distances and not others:
-        return Html("")
-    more = element(
-        "details",
-        element("summary", f"Other scores during training ({len(others)})"),
-        element("div", *others, class_="charts"),
-    )
-    shown = [element("h2", "Scores", id="scores"), element("div", *distances, class_="charts")]
-    return join([*shown, *([more] if others else [])])
+    page = environment.get_template(template).render(colours=COLOURS, **content)
+    return page.encode("utf-8", "backslashreplace")
