@@ -135,7 +135,7 @@ TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"cifargan bench\b": until("cifargan.cli.bench.passed_gate"),
     r"cifargan data fetch\b": until("cifargan.data.cifar10.CIFAR10.load"),
     r"cifargan data (inspect|pack)\b": in_full,
-    r"cifargan runs tensorboard\b": until("cifargan.cli.runs.tensorboard_command"),
+    r"cifargan runs tensorboard\b": until("cifargan.cli.runs.link"),
     r"cifargan (runs|sample|ls|cat|cp|doctor|completion|--help|--version)\b": in_full,
     r"torchrun .*-m cifargan train\b": torchrun,
     r"python my_\w+\.py\b": own_file,

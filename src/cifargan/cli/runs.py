@@ -125,7 +125,7 @@ def tensorboard(arguments: list[str]) -> int:
     p.add_argument("--port", type=count, default=6006, help="default: 6006")
     options = p.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        _link(_selected(options), options.root, Path(folder))
+        link(_selected(options), options.root, Path(folder))
         command = ["-m", "tensorboard.main", "--logdir", folder, "--host", options.host, "--port", str(options.port)]
         try:
             return subprocess.run([sys.executable, *command], check=False).returncode  # noqa: S603 - our own arguments
@@ -133,7 +133,7 @@ def tensorboard(arguments: list[str]) -> int:
             return 0
 
 
-def _link(runs: Sequence[RunSummary], root: Path, folder: Path) -> None:
+def link(runs: Sequence[RunSummary], root: Path, folder: Path) -> None:
     """Put links to runs into a folder: TensorBoard takes one folder and names runs by their paths below it."""
     for i, found in enumerate(runs):
         place = below(found.path, root)
