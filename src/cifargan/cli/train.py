@@ -245,7 +245,7 @@ def train(
             speed=trainer.gan.switches.names(),
             first_step=first_step,
             data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},
-            classes=list(images.classes) if trainer.game.generator.num_classes else [],
+            classes=list(images.classes) if trainer.gan.generator.num_classes else [],
             **({} if start is None else {"init": start.facts()}),
         )
         directory.set_status("running", step=first_step)
