@@ -14,10 +14,10 @@ from cifargan.runs.directory import find_run
 from cifargan.runs.listing import SORTS, as_json, below, differences, run_table, select, shown_path
 from cifargan.runs.read import STATUSES, RunSummary, config_of
 
-HELP = """cifargan runs ls [options]              every run: status, age, step, score and its protocol, speed
-cifargan runs diff RUN RUN ...          the settings in which runs differ
-cifargan runs report [RUN ...]          one HTML page: scores, curves, pictures, settings, environment
-cifargan runs tensorboard [RUN ...]     TensorBoard on these runs, for this machine alone
+HELP = """cifargan runs ls [options]             every run: status, age, step, score with protocol, speed
+cifargan runs diff RUN RUN ...         the settings in which runs differ
+cifargan runs report [RUN ...]         one HTML page: scores, curves, pictures, settings
+cifargan runs tensorboard [RUN ...]    TensorBoard on these runs, for this machine alone
 
 RUN is a run's folder, as it is or below --root; `latest` is the newest.
 `cifargan runs COMMAND --help` shows its options.
