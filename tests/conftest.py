@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,6 +29,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torch import Tensor
 
 from cifargan.cli import main
 from cifargan.config import build_data, plain
@@ -361,3 +363,65 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+class Payload:
+    """Makes the folder `canary` when it is unpickled by a reader that runs code."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A folder that only a payload makes."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "code from a file ran"
+
+
+@pytest.fixture
+def payload(canary: Path) -> Payload:
+    """An object that runs code when it is unpickled."""
+    return Payload(canary)
+
+
+@pytest.fixture
+def within() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """A function for a block that may add so many MiB to the memory of this process, at its highest."""
+    resetter = Path("/proc/self/clear_refs")
+    if not resetter.exists() or not os.access(resetter, os.W_OK):
+        pytest.skip("only Linux tells the highest memory of a part of a process")
+
+    def status(key: str) -> int:
+        return int(re.findall(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
+
+    @contextlib.contextmanager
+    def measured(mebibytes: int) -> Iterator[None]:
+        resetter.write_text("5")
+        before = status("VmRSS")
+        yield
+        assert (status("VmHWM") - before) / 1024 < mebibytes
+
+    return measured
+
+
+@pytest.fixture
+def differences() -> Callable[[Any, Any], list[str]]:
+    """A function that names every place at which two states are not the same bits."""
+
+    def compare(a: Any, b: Any, where: str = "") -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
+            return [line for key in a for line in compare(a[key], b[key], f"{where}/{key}")]
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            return [line for i, pair in enumerate(zip(a, b, strict=True)) for line in compare(*pair, f"{where}/{i}")]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+        return [] if type(a) is type(b) and a == b else [where]
+
+    return compare

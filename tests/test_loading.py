@@ -14,7 +14,7 @@ import cifargan
 from cifargan.config import build_generator, plain
 from cifargan.errors import UserError
 from cifargan.loading import load_generator
-from cifargan.runs.checkpoint import CheckpointStore
+from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.sampling import Sampler
 
@@ -44,6 +44,7 @@ def keep_run(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..
                 torch.manual_seed(step + i)
                 network = build_generator(config.model.generator, num_classes=len(CLASSES), image_size=16)
                 weights[name] = network.state_dict()
+            weights["discriminator"] = {}
             state = {**weights, "step": step, "classes": CLASSES, "config": plain(config), "switches": {}}
             store.save(state, step, best=step == 5)
         return path
@@ -90,7 +91,7 @@ def test_load_generator_gives_the_weights_that_were_asked_for(keep_run: Callable
     loaded = load_generator(path, device="cpu")
     assert loaded.classes == tuple(CLASSES)
     assert (loaded.conditional, loaded.step, loaded.weights, loaded.batch_norm) == (True, 10, "ema", "standing")
-    assert loaded.checkpoint == path / "checkpoints" / "step_000000010.pt"
+    assert loaded.checkpoint == path / "checkpoints" / "step_000000010.safetensors"
 
     drawn = {}
     for checkpoint, step in (("last", 10), ("best", 5), ("5", 5)):
@@ -110,7 +111,7 @@ def test_a_loaded_generator_draws_what_a_sampler_draws(
 ) -> None:
     path = keep_run("cdcgan")
     network = build_generator(composed("model=cdcgan", *SMALL).model.generator, num_classes=len(CLASSES), image_size=16)
-    network.load_state_dict(torch.load(path / "checkpoints" / "step_000000010.pt", weights_only=True)["ema"])
+    network.load_state_dict(load(path / "checkpoints" / "step_000000010.safetensors")["ema"])
     expected = Sampler(network, CLASSES, batch_norm="running").sample(7, classes="bee", truncation=0.5, seed=4)
 
     monkeypatch.chdir(path.parents[2])
@@ -134,9 +135,9 @@ def test_load_generator_refuses(keep_run: Callable[..., Path]) -> None:
         load_generator(path, checkpoint="7")
     with pytest.raises(UserError, match=r"^batch_norm='evl' is unknown"):
         load_generator(path, batch_norm="evl", device="cpu")  # type: ignore[arg-type]
-    last = path / "checkpoints" / "step_000000010.pt"
+    last = path / "checkpoints" / "step_000000010.safetensors"
     last.write_bytes(last.read_bytes()[:1000])
     assert load_generator(path, device="cpu").step == 5  # the newest that is whole
-    with pytest.raises(UserError, match=r"step_000000010\.pt is damaged"):
+    with pytest.raises(UserError, match=r"step_000000010\.safetensors is damaged"):
         load_generator(path, checkpoint="10")
     assert load_generator(path, checkpoint="5", device="cpu").step == 5

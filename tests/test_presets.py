@@ -74,6 +74,6 @@ def test_two_steps_of_every_preset(
         assert line["gradient_norm/generator"] > 0
         assert line["gradient_norm/discriminator"] > 0
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "finished"
-    state = load(tmp_path / "run/checkpoints/step_000000002.pt")
+    state = load(tmp_path / "run/checkpoints/step_000000002.safetensors")
     assert state["config"]["loss"] == config.loss
     assert state["config"]["optimizer"] == config.optimizer

@@ -47,4 +47,4 @@ def test_it_runs_and_draws(tour: nbformat.NotebookNode, tmp_path: Path) -> None:
     deviations = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("truncation ")]
     assert len(deviations) == 4
     assert deviations == sorted(deviations, reverse=True)
-    assert list(tmp_path.glob("*/digits/checkpoints/*.pt"))
+    assert list(tmp_path.glob("*/digits/checkpoints/*.safetensors"))

@@ -1,12 +1,13 @@
-"""Load trained networks from runs and from files of `cifargan export`."""
+"""Load trained networks from runs, checkpoints and files of `cifargan export`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from cifargan.config import build_discriminator, build_generator
@@ -16,11 +17,12 @@ from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.registry import HEADS
-from cifargan.runs.checkpoint import CheckpointStore, Description, State, describe, load
-from cifargan.runs.directory import RunDirectory, find_run
-from cifargan.runs.generator_file import is_generator_file, read_generator_file
+from cifargan.runs.checkpoint import CheckpointStore
+from cifargan.runs.directory import find_run
+from cifargan.runs.networks import Description, TrainedNetworks, read_networks
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import lookup, section
+from cifargan.tensor_file import is_tensor_file
 from cifargan.training.restoring import load_network, require_fits
 from cifargan.training.speed import Switches, remembered
 from cifargan.untrusted import readable, refusing
@@ -30,24 +32,15 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def find_generator(name: str | None, root: Path = Path("outputs")) -> tuple[Path, Path]:
-    """A run, as `find_run`, or a file of `cifargan export`; and the folder for what is made from it.
+    """A run, as `find_run`, or a file with a generator; and the folder for what is made from it.
 
     Raises:
         UserError: as `find_run`.
     """
-    if name is not None and is_generator_file(name):
+    if name is not None and is_tensor_file(name):
         return Path(name), Path(name).with_suffix("")
     path = find_run(name, root).path
     return path, path
-
-
-def describe_file(path: Path) -> Description:
-    """What a checkpoint or a file of `cifargan export` says of itself.
-
-    Raises:
-        UserError: it is missing, damaged, or none of ours.
-    """
-    return read_generator_file(path).about if is_generator_file(path) else describe(load(path), path)
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,7 @@ class LoadedGenerator:
         step: the training step of those weights.
         weights: `ema` or `raw`.
         batch_norm: which statistics its batch norms use.
+        config: the configuration of its run.
     """
 
     sampler: Sampler
@@ -71,6 +65,7 @@ class LoadedGenerator:
     step: int
     weights: Weights
     batch_norm: BatchNormMode
+    config: DictConfig
 
     def sample(
         self, n: int, *, classes: str | list[str] | None = None, truncation: float | None = None, seed: int = 0
@@ -89,10 +84,10 @@ def load_generator(
     batch_size: int = 100,
     root: str | Path = "outputs",
 ) -> LoadedGenerator:
-    """Bring back the generator of a run, or one that `cifargan export` wrote.
+    """Load the generator of a run, or one that `cifargan export` wrote.
 
     Args:
-        run: the run's folder, or a `.safetensors` file; None: the newest run below `root`.
+        run: the run's folder, a checkpoint, or an exported file; None: the newest run below `root`.
         checkpoint: `last`, `best` or a step.
         weights: the moving average, or the raw weights of that step.
         batch_norm: `standing` (recomputed for these weights), `running` (as training left them, or as they were
@@ -117,6 +112,7 @@ def load_generator(
         step=trained.about.step,
         weights=trained.weights,
         batch_norm=batch_norm,
+        config=trained.about.config,
     )
 
 
@@ -146,92 +142,72 @@ def trained_generator(
     weights: Weights = "ema",
     root: str | Path = "outputs",
 ) -> TrainedGenerator:
-    """Bring back a generator from a run or from a file of `cifargan export`. Takes and raises what `load_generator` does."""
+    """Load a generator from a run or a file. Takes and raises what `load_generator` does."""
     if weights not in get_args(Weights):
         raise UserError(f"weights={weights}: choose from {', '.join(get_args(Weights))}")
-    if source is not None and is_generator_file(source):
-        return _generator_in(Path(source), checkpoint, weights)
-    directory = find_run(None if source is None else str(source), Path(root))
-    path = CheckpointStore(directory.checkpoints).find(checkpoint)
-    state = load(path)
-    about = describe(state, path)
-    generator = _revive(partial(_build, about), state, "ema" if weights == "ema" else "generator", "generator", path)
-    switches = remembered(_part(state, "switches", path))
+    networks = _networks(source, checkpoint, Path(root))
+    about = networks.about
+    # An exported file holds one kind of weights; without a choice it is taken as it is.
+    kind: Weights = "raw" if weights == "ema" and networks.plain and "raw" in networks.weights else weights
+    node = section(about.config, "model.generator")
+    build = partial(build_generator, node, num_classes=len(about.classes), image_size=about.image_size)
+    generator = _loaded(build, networks, kind, "generator")
+    switches = remembered(networks.switches)
     switches.prepare(generator)
-    return TrainedGenerator(generator=generator, about=about, path=path, weights=weights, switches=switches)
+    return TrainedGenerator(generator=generator, about=about, path=networks.path, weights=kind, switches=switches)
 
 
-def _generator_in(path: Path, checkpoint: str, weights: Weights) -> TrainedGenerator:
-    """The generator in a file of `cifargan export`, which holds one step and one kind of weights."""
-    file = read_generator_file(path)
-    if checkpoint not in ("last", str(file.about.step)):
-        raise UserError(
-            f"{readable(str(path))} holds step {file.about.step} alone, not {checkpoint}: name the run instead"
-        )
-    if weights == "raw" and file.kind != "raw":
-        raise UserError(f"{readable(str(path))} holds the average alone, not the raw weights: name the run instead")
+def load_classifier(
+    source: str | Path, *, checkpoint: str = "last", root: str | Path = "outputs", device: str = "auto"
+) -> Discriminator | None:
+    """The discriminator of a run in eval mode, if its head classifies; None for an exported file, which holds none.
 
-    def build() -> Generator:
-        network = _build(file.about)
-        remove_spectral_norm_(network)
+    Takes and raises what `load_generator` does.
+    """
+    networks = _networks(source, checkpoint, Path(root))
+    about = networks.about
+    where = "model.discriminator.head"
+    if networks.plain or lookup(HEADS, section(about.config, where), where) not in (AuxiliaryHead, EmbeddingHead):
+        return None
+    node = section(about.config, "model.discriminator")
+    build = partial(build_discriminator, node, num_classes=len(about.classes), image_size=about.image_size)
+    return _loaded(build, networks, "discriminator", "discriminator").to(select_device(device)).eval()
+
+
+def _networks(source: str | Path | None, checkpoint: str, root: Path) -> TrainedNetworks:
+    """What the file holds that is meant by a run and one of its checkpoints, or by the path of a file.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it is of another step.
+    """
+    if source is None or not is_tensor_file(source):
+        directory = find_run(None if source is None else str(source), root)
+        return read_networks(CheckpointStore(directory.checkpoints).find(checkpoint))
+    networks = read_networks(Path(source))
+    step = networks.about.step
+    if checkpoint not in ("last", str(step)):
+        raise UserError(f"{readable(str(source))} holds step {step} alone, not {checkpoint}: name the run instead")
+    return networks
+
+
+def _loaded(build: Callable[[], NetworkT], networks: TrainedNetworks, kind: str, name: str) -> NetworkT:
+    """A network with its weights.
+
+    Raises:
+        UserError: the weights do not fit the configuration, which is found out without memory for the network.
+    """
+    weights = dict(networks.of(kind))
+
+    def empty() -> NetworkT:
+        network = build()
+        if networks.plain:
+            remove_spectral_norm_(network)
         return network
 
-    generator = _revive(build, {"weights": file.tensors}, "weights", "generator", path)
-    switches = remembered(file.switches)
-    switches.prepare(generator)
-    kind: Weights = "ema" if file.kind == "ema" else "raw"
-    return TrainedGenerator(generator=generator, about=file.about, path=path, weights=kind, switches=switches)
-
-
-def _build(about: Description) -> Generator:
-    node = section(about.config, "model.generator")
-    return build_generator(node, num_classes=len(about.classes), image_size=about.image_size)
-
-
-def _part(state: State, key: str, path: Path) -> dict[str, Any]:
-    part = state.get(key)
-    if not isinstance(part, dict):
-        raise UserError(f"{readable(str(path))} has no {key}: it is damaged, or none of ours")
-    return part
-
-
-def _revive(build: Callable[[], NetworkT], state: State, key: str, name: str, path: Path) -> NetworkT:
-    """A network with its weights from a checkpoint.
-
-    Raises:
-        UserError: they do not go with its configuration, which takes no memory to find out.
-    """
-    weights = _part(state, key, path)
-    with refusing(f"{readable(str(path))}: its {name} cannot be built: it is damaged, or none of ours"):
-        if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-            raise TypeError("weights are tensors")
-        with torch.device("meta"):
-            require_fits(build(), weights, name)
-    network = build()
+    where = readable(str(networks.path))
+    message = f"{where}: its {name} cannot be built: it is damaged or not a file of cifargan"
+    with refusing(message), torch.device("meta"):
+        require_fits(empty(), weights, name)
+    network = empty()
     load_network(network, weights, name)
     return network
-
-
-def load_classifier(run: Path, *, checkpoint: str = "last", device: str = "auto") -> Discriminator | None:
-    """The discriminator of a run in eval mode, if its head tells classes apart.
-
-    Args:
-        run: the run's folder, or a file of `cifargan export`, which holds no discriminator.
-        checkpoint: `last`, `best` or a step.
-        device: where to put it.
-
-    Raises:
-        UserError: no such checkpoint or device, or a damaged file.
-    """
-    if is_generator_file(run):
-        return None
-    path = CheckpointStore(RunDirectory(run).checkpoints).find(checkpoint)
-    state = load(path)
-    about = describe(state, path)
-    node = section(about.config, "model.discriminator")
-    where = "model.discriminator.head"
-    if lookup(HEADS, section(about.config, where), where) not in (AuxiliaryHead, EmbeddingHead):
-        return None
-    build = partial(build_discriminator, node, num_classes=len(about.classes), image_size=about.image_size)
-    discriminator = _revive(build, state, "discriminator", "discriminator", path)
-    return discriminator.to(select_device(device)).eval()

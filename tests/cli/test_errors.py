@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 
 from cifargan.errors import UserError
 from cifargan.explain import exit_code, explain, groups, options
+from cifargan.files import write_atomically
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.interruption import InterruptedRunError
@@ -138,14 +139,14 @@ def test_sample_refuses_before_it_writes(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     content: bytes | None, command: Command, run: Path, files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    newest = run / "checkpoints" / "step_000000002.pt"
+    newest = run / "checkpoints" / "step_000000002.safetensors"
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2] + b"!" + whole[len(whole) // 2 + 1 :] if content is None else content)
     before = files()
     ran = command("sample")
     assert ran.returncode == 0
     assert f"{newest.relative_to(tmp_path)} is damaged" in caplog.text
-    assert "there is step_000000001.pt beside it" in caplog.text
+    assert "there is step_000000001.safetensors beside it" in caplog.text
     assert all(files()[name] == content for name, content in before.items())
     assert newest.name in the_error(command("sample", "--checkpoint", "2"))
     ran = command("train", "resume=latest")
@@ -161,7 +162,9 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(command: Comman
         path.write_bytes(b"")
     before = files()
     message = the_error(command("train", "resume=latest", "trainer.steps=3"), alone=False)
-    assert message.startswith(f"every checkpoint of {run} is damaged (step_000000001.pt, step_000000002.pt): put back")
+    assert message.startswith(
+        f"every checkpoint of {run} is damaged (step_000000001.safetensors, step_000000002.safetensors): put back"
+    )
     assert files() == before
 
 
@@ -259,36 +262,31 @@ def test_out_of_memory(
     assert "ERROR out of memory: " in (tmp_path / "run" / "train.log").read_text()
 
 
-@pytest.mark.parametrize("kind", ["system", "torch"])
 def test_a_full_disk_costs_no_checkpoint(
-    kind: str, command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = torch.save
-
-    def full_from_the_second_on(state: dict[str, Any], file: Any) -> None:
-        if state["step"] == 1:
-            return save(state, file)
-        file.write(b"half of it")
-        if kind == "system":
+    def full_from_the_second_on(path: Path, content: bytes) -> None:
+        def half(file: IO[bytes]) -> None:
+            file.write(content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+        write_atomically(path, content if path.stem == "step_000000001" else half)
 
     with monkeypatch.context() as patched:
-        patched.setattr("cifargan.runs.checkpoint.torch.save", full_from_the_second_on)
+        patched.setattr("cifargan.runs.checkpoint.write_atomically", full_from_the_second_on)
         message = the_error(command("train", *quick, "hydra.run.dir=run"), alone=False)
     folder = tmp_path / "run" / "checkpoints"
     assert message.startswith(
-        f"the last checkpoint, of step 2, is lost: could not write {folder / 'step_000000002.pt'}: "
+        f"the last checkpoint, of step 2, is lost: could not write {folder / 'step_000000002.safetensors'}: "
     )
-    assert message.endswith(f"; the last good checkpoint is {folder / 'step_000000001.pt'}")
+    assert message.endswith(f"; the last good checkpoint is {folder / 'step_000000001.safetensors'}")
     assert "what was there before is untouched" in message
-    if kind == "system":
-        assert "No space left on device" in message
+    assert "No space left on device" in message
     kept = list((tmp_path / "run" / "checkpoints").iterdir())
-    assert [path.name for path in kept] == ["step_000000001.pt"]
+    assert [path.name for path in kept] == ["step_000000001.safetensors"]
     assert load(kept[0])["step"] == 1
     assert command("train", "resume=run").returncode == 0
-    assert load(tmp_path / "run" / "checkpoints" / "step_000000002.pt")["step"] == 2
+    assert load(tmp_path / "run" / "checkpoints" / "step_000000002.safetensors")["step"] == 2
 
 
 def test_a_disk_that_is_full_elsewhere(

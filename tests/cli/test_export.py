@@ -11,7 +11,7 @@ import torch
 
 import cifargan
 from cifargan.loading import load_generator
-from cifargan.runs.generator_file import checksum, read_generator_file
+from cifargan.tensor_file import checksum, read
 
 Command = Callable[..., CompletedProcess[str]]
 
@@ -47,7 +47,7 @@ def test_the_card(exported: Path) -> None:
     assert "CC BY 4.0" in card["data"]["origin"]
     assert {"torch", "cifargan"} <= set(card["versions"])
     assert card["file_sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
-    assert card["weights_sha256"] == checksum(read_generator_file(exported).tensors)
+    assert card["weights_sha256"] == checksum(read(exported)[0])
 
 
 def test_sample_and_evaluate_take_the_file(command: Command, exported: Path, run: Path) -> None:

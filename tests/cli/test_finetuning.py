@@ -57,7 +57,7 @@ def test_other_classes_and_the_settings_of_the_run(tune: Callable[..., Path], ru
                 assert "norm" in key
     origin = json.loads((fine / "provenance.json").read_text())["sessions"][0]["init"]
     assert (origin["step"], origin["discriminator"]) == (2, True)
-    assert origin["path"].endswith("step_000000002.pt")
+    assert origin["path"].endswith("step_000000002.safetensors")
     log = (fine / "train.log").read_text()
     assert log.count("new for 2 classes instead of 10: generator.norms.0.gain") == 1
     assert "discriminator.head.embed.weight" in log

@@ -323,7 +323,7 @@ def test_torchrun_starts_a_run_anew_where_a_process_died(settings: tuple[str, ..
     root = tmp_path / "outputs" / "cdcgan"
     run = started(tmp_path, *torchrun, "-m", "cifargan", "train", *own, *LONG, "trainer.steps=60")
     ended = time.monotonic() + 240
-    while not any(root.glob("*/checkpoints/step_000000004.pt")):
+    while not any(root.glob("*/checkpoints/step_000000004.safetensors")):
         assert time.monotonic() < ended
         time.sleep(0.05)
     (directory,) = root.iterdir()

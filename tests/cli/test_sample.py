@@ -166,8 +166,8 @@ def test_scale_enlarges_the_pixels(sample: Callable[..., Path]) -> None:
 
 def test_interpolation(sample: Callable[..., Path], run: Path) -> None:
     # Two steps are not enough to tell the classes apart by a level of 256.
-    path = run / "checkpoints" / "step_000000002.pt"
-    state = torch.load(path, weights_only=True)
+    path = run / "checkpoints" / "step_000000002.safetensors"
+    state = load(path)
     tables = [table for name, table in state["ema"].items() if name.startswith("norms.") and table.shape[:1] == (10,)]
     for i, table in enumerate(tables):
         table += torch.randn(table.shape, generator=torch.Generator().manual_seed(i))
@@ -226,6 +226,6 @@ def test_an_unconditional_run_gives_one_sheet(
 
 def test_the_average_is_what_is_sampled_by_default(trained: Path) -> None:
     """With a decay of 0.9 from the first step on, the average lags behind."""
-    state = load(trained / "checkpoints" / "step_000000002.pt")
+    state = load(trained / "checkpoints" / "step_000000002.safetensors")
     assert not torch.equal(state["ema"]["to_image.weight"], state["generator"]["to_image.weight"])
     assert cifargan.load_generator(trained, device="cpu").weights == "ema"

@@ -130,7 +130,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(
 
     # Bit for bit as if it had not been stopped.
     assert command("train", *jobs[:-1], "trainer.batch_size=3", "hydra.run.dir=whole").returncode == 0
-    one, other = (load(run / "checkpoints" / "step_000000004.pt") for run in (sweep / "1", tmp_path / "whole"))
+    one, other = (load(run / "checkpoints" / "step_000000004.safetensors") for run in (sweep / "1", tmp_path / "whole"))
     for part in ("generator", "discriminator", "ema"):
         assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
 
@@ -170,7 +170,8 @@ def test_failed_jobs_are_redone_and_others_added(
     assert ran.returncode == 0, ran.stderr
     assert statuses(sweep) == ["finished"] * 3
     sizes = [
-        load(sweep / name / "checkpoints" / "step_000000001.pt")["config"]["trainer"]["batch_size"] for name in "012"
+        load(sweep / name / "checkpoints" / "step_000000001.safetensors")["config"]["trainer"]["batch_size"]
+        for name in "012"
     ]
     assert sizes == [2, 4, 5]  # each job has kept its folder
 

@@ -45,12 +45,12 @@ def test_what_a_run_leaves(command: Command, quick: tuple[str, ...], tmp_path: P
     assert names - {events} == {
         *(".hydra/config.yaml", ".hydra/overrides.yaml", "metrics.csv", "metrics.jsonl", "provenance.json"),
         *(".lock", "status.json", "train.log", "samples/reals.png", "samples/step_000000002.png"),
-        *("checkpoints/step_000000001.pt", "checkpoints/step_000000002.pt"),
+        *("checkpoints/step_000000001.safetensors", "checkpoints/step_000000002.safetensors"),
     }
     assert OmegaConf.load(run / ".hydra" / "overrides.yaml") == [*quick, "model=dcgan", "seed=3"]
     saved = OmegaConf.load(run / ".hydra" / "config.yaml")
     assert (saved.name, saved.seed, saved.optimizer.discriminator.lr) == ("dcgan", 3, 2e-4)  # nothing to resolve
-    assert OmegaConf.to_container(saved) == load(run / "checkpoints" / "step_000000002.pt")["config"]
+    assert OmegaConf.to_container(saved) == load(run / "checkpoints" / "step_000000002.safetensors")["config"]
     (session,) = sessions(run)
     assert (session["seed"], session["first_step"], session["precision"]) == (3, 0, "fp32")
     assert session["command"] == ["cifargan train", *quick, "model=dcgan", "seed=3"]
@@ -74,7 +74,7 @@ def test_show_trains_nothing(command: Command, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_weights(command: Command, quick: tuple[str, ...], tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         assert command("train", *quick, f"seed={seed}", f"hydra.run.dir={name}").returncode == 0
-    a, b, c = (load(tmp_path / name / "checkpoints" / "step_000000002.pt")["ema"] for name in "abc")
+    a, b, c = (load(tmp_path / name / "checkpoints" / "step_000000002.safetensors")["ema"] for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
@@ -88,7 +88,7 @@ def test_a_sweep_goes_on_when_a_job_fails(command: Command, quick: tuple[str, ..
     assert [path.name for path in failed.iterdir()] == ["train.log"]
     assert re.fullmatch(rf"\S+ \S+ ERROR {message}\n", (failed / "train.log").read_text())
     for folder, size in zip(finished, (4, 2), strict=True):
-        assert load(folder / "checkpoints" / "step_000000001.pt")["config"]["trainer"]["batch_size"] == size
+        assert load(folder / "checkpoints" / "step_000000001.safetensors")["config"]["trainer"]["batch_size"] == size
         assert message not in (folder / "train.log").read_text()
     assert ran.stderr.count(f"error: {message}\n") == 1
     rows = [line.split() for line in ran.stdout.splitlines() if re.match(r" +\d ", line)]
@@ -127,7 +127,7 @@ def test_a_sweep_over_three_settings(command: Command, quick: tuple[str, ...], t
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     found = set()
     for number in range(8):
-        config = load(sweep / str(number) / "checkpoints" / "step_000000002.pt")["config"]
+        config = load(sweep / str(number) / "checkpoints" / "step_000000002.safetensors")["config"]
         assert json.loads((sweep / str(number) / "status.json").read_text())["status"] == "finished"
         found.add(
             (config["name"], config["model"]["discriminator"]["head"]["name"], config["loss"]["name"], config["seed"])
@@ -161,7 +161,7 @@ def test_resume_replays_and_goes_on_exactly(command: Command, quick: tuple[str, 
 
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert steps(whole) == steps(halves) == [1, 2, 3, 4]
-    one, other = (load(run / "checkpoints" / "step_000000004.pt") for run in (whole, halves))
+    one, other = (load(run / "checkpoints" / "step_000000004.safetensors") for run in (whole, halves))
     for part in ("generator", "discriminator", "ema"):
         assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
     assert OmegaConf.load(halves / ".hydra_1" / "overrides.yaml") == [
@@ -199,7 +199,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(command:
     RunDirectory(run).set_status("running", step=0)
     assert command("train", "resume=latest").returncode == 0
     assert steps(run) == [1, 2]
-    assert load(run / "checkpoints" / "step_000000002.pt")["step"] == 2
+    assert load(run / "checkpoints" / "step_000000002.safetensors")["step"] == 2
 
 
 def test_a_job_script_says_resume_latest_again_and_again(
@@ -266,7 +266,7 @@ def test_a_run_that_ended_early_stays_ended_until_something_is_changed(command: 
         OmegaConf.merge(OmegaConf.load(run / ".hydra" / "config.yaml"), {"trainer": {"steps": 4}}),
         run / ".hydra" / "config.yaml",
     )
-    path = run / "checkpoints" / "step_000000002.pt"
+    path = run / "checkpoints" / "step_000000002.safetensors"
     state = load(path)
     state["config"]["trainer"]["steps"] = 4
     CheckpointStore(path.parent).save(state, 2)

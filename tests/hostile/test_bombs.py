@@ -22,7 +22,6 @@ from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.extractors.weights import read_state_dict
 from cifargan.evaluation.records import FeatureSpace
 from cifargan.evaluation.reference import import_statistics
-from cifargan.runs.checkpoint import load
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
 BLOCK = bytes(2**20)
@@ -76,7 +75,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "judged.zip": load_images,
     "images.npz": load_images,
     "statistics.npz": lambda path: import_statistics(path, STUB),
-    "checkpoint.pt": load,
     "weights.pth": read_state_dict,
 }
 REFUSED = r"unpacks to more than 64 MiB|unpacks to (8|10)\.\d GiB of next to nothing|needs .* of memory|is damaged"

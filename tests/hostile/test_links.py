@@ -21,8 +21,8 @@ WRITING = (
     ("sample", "{}", "--training-gif"),
 )
 FILES = (
-    *("metrics.jsonl", ".lock", "train.log", "status.json", "evaluation.json", "checkpoints/best.pt"),
-    *("checkpoints/step_000000002.pt", "samples/step_000000002.png", "generated/x.png"),
+    *("metrics.jsonl", ".lock", "train.log", "status.json", "evaluation.json", "checkpoints/best.safetensors"),
+    *("checkpoints/step_000000002.safetensors", "samples/step_000000002.png", "generated/x.png"),
 )
 FOLDERS = ("checkpoints", "samples", ".hydra_1", "generated", "evaluation")
 
@@ -71,11 +71,11 @@ def test_a_run_that_is_reached_through_links(command: Command, run: Path, tmp_pa
     (tmp_path / "outputs").symlink_to(disk)
     (tmp_path / "short").symlink_to(disk / "run")
     # One within the run harms nobody.
-    (disk / "run" / "checkpoints" / "newest.pt").symlink_to("step_000000001.pt")
+    (disk / "run" / "checkpoints" / "newest.safetensors").symlink_to("step_000000001.safetensors")
     for name in ("outputs/run", "short"):
         assert command("sample", name, "--device", "cpu", "--per-class", "1").returncode == 0
     assert command("train", "resume=short", "trainer.steps=2").returncode == 0
-    assert len(list((disk / "run" / "checkpoints").glob("step_*.pt"))) == 2
+    assert len(list((disk / "run" / "checkpoints").glob("step_*.safetensors"))) == 2
 
 
 def test_what_is_only_read_may_be_a_link(command: Command, run: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_is_only_read_may_be_a_link(command: Command, run: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("line", WRITING, ids=" ".join)
-@pytest.mark.parametrize("name", [".lock", "checkpoints/step_000000009.pt"])
+@pytest.mark.parametrize("name", [".lock", "checkpoints/step_000000009.safetensors"])
 def test_nothing_waits_for_a_pipe(refusal: Refusal, run: Path, line: tuple[str, ...], name: str) -> None:
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
@@ -92,7 +92,7 @@ def test_nothing_waits_for_a_pipe(refusal: Refusal, run: Path, line: tuple[str, 
 
 
 def test_nothing_reads_a_device_without_end(run: Path) -> None:
-    (run / "checkpoints" / "step_000000009.pt").symlink_to("/dev/zero")
+    (run / "checkpoints" / "step_000000009.safetensors").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="is neither a file nor a folder"):
         load_generator(run)
 

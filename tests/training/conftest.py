@@ -171,21 +171,3 @@ def game_of() -> Callable[..., GANStep]:
         return build_gan(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
 
     return make
-
-
-@pytest.fixture
-def differences() -> Callable[[Any, Any], list[str]]:
-    """A function that names every place at which two states are not the same bits."""
-
-    def compare(a: Any, b: Any, where: str = "") -> list[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            if a.keys() != b.keys():
-                return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
-            return [line for key in a for line in compare(a[key], b[key], f"{where}/{key}")]
-        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-            return [line for i, pair in enumerate(zip(a, b, strict=True)) for line in compare(*pair, f"{where}/{i}")]
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
-        return [] if type(a) is type(b) and a == b else [where]
-
-    return compare

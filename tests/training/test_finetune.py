@@ -14,7 +14,7 @@ from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_
-from cifargan.runs.checkpoint import Description
+from cifargan.runs.networks import Description, TrainedNetworks, Weights
 from cifargan.train import take_over
 from cifargan.training.finetune import Start, blocks, freeze_first
 from cifargan.training.step import GANStep, frozen
@@ -56,14 +56,15 @@ def start_of(config: DictConfig, classes: int, *, plain: bool = False) -> Start:
     if plain:
         remove_spectral_norm_(generator)
         ema = generator
-    return Start(
-        path=Path("there"),
-        about=Description(config=config, classes=tuple("klmnopqrst"[:classes]), image_size=16, step=7),
-        generator=generator.state_dict(),
-        ema=ema.state_dict(),
-        discriminator=None if plain else discriminator.state_dict(),
-        plain=plain,
-    )
+    weights: dict[str, Weights] = {
+        "ema": ema.state_dict(),
+        "raw": generator.state_dict(),
+        "discriminator": discriminator.state_dict(),
+    }
+    about = Description(config=config, classes=tuple("klmnopqrst"[:classes]), image_size=16, step=7)
+    if plain:
+        weights = {"ema": ema.state_dict()}
+    return Start(networks=TrainedNetworks(path=Path("there"), about=about, weights=weights, plain=plain, switches={}))
 
 
 def game_of(config: DictConfig, classes: int, start: Start | None = None) -> GANStep:
@@ -98,8 +99,8 @@ def test_what_depends_on_classes_is_new_and_all_else_is_not(
     fresh = {name.replace(".weight", "") for name in new}
     assert start.discriminator is not None
     for name, network, weights, before in (
-        ("generator", gan.generator, start.generator, untouched.generator),
-        ("generator", gan.ema.generator, start.ema, untouched.generator),
+        ("generator", gan.generator, start.networks.of("raw"), untouched.generator),
+        ("generator", gan.ema.generator, start.networks.of("ema"), untouched.generator),
         ("discriminator", gan.discriminator, start.discriminator, untouched.discriminator),
     ):
         anew = 0
@@ -111,7 +112,10 @@ def test_what_depends_on_classes_is_new_and_all_else_is_not(
     assert gan.step == 0
     assert not gan.g_optimizer.state
     # The average goes on from its own weights, which are not those of the generator.
-    assert any(not torch.equal(start.ema[key], start.generator[key]) for key in start.ema)
+    assert any(
+        not torch.equal(start.networks.of("ema")[key], start.networks.of("raw")[key])
+        for key in start.networks.of("ema")
+    )
     gan.iterate()
 
 
@@ -122,7 +126,7 @@ def test_a_file_gives_its_generator_to_one_with_spectral_norm(composed: Composed
     with torch.device("cpu"):
         exported = build_generator(config.model.generator, num_classes=3, image_size=16)
     remove_spectral_norm_(exported)
-    exported.load_state_dict(dict(start.generator))
+    exported.load_state_dict(dict(start.networks.of("ema")))
     z, y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
     for network in (gan.generator.eval(), gan.ema.generator):
         # The largest singular value of what was divided by its own is 1, as far as 15 iterations find it.

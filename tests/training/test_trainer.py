@@ -257,7 +257,7 @@ def test_a_killed_process_goes_on_in_the_same_bits_in_a_new_one(differences: Dif
     # Longer, so that it is still running when it is killed; all its checkpoints are kept, and all but one deleted.
     endless = ("trainer.steps=100000", "trainer.checkpoint_every=7", "trainer.keep=100000", "hydra.run.dir=killed")
     killed = start(*common, *endless)
-    wanted = tmp_path / "killed" / "checkpoints" / "step_000000007.pt"
+    wanted = tmp_path / "killed" / "checkpoints" / "step_000000007.safetensors"
     try:
         while not wanted.exists():
             assert killed.poll() is None, killed.communicate()[1]
@@ -329,7 +329,7 @@ def test_a_diverged_run_names_the_term_the_step_and_the_last_good_checkpoint(
     with pytest.raises(DivergedError, match=r"^loss/discriminator is not finite since step 5: ") as error:
         trainer.fit()
     good = trainer.checkpoints.steps()
-    assert [path.name for path in good] == ["step_000000002.pt", "step_000000004.pt"]
+    assert [path.name for path in good] == ["step_000000002.safetensors", "step_000000004.safetensors"]
     assert f"the last good checkpoint is {good[-1]}" in str(error.value)
     assert "\n" not in str(error.value)
     assert trainer.step == 6
@@ -357,7 +357,7 @@ def test_a_diverged_generator_is_never_kept_as_the_best(
     with pytest.raises(DivergedError, match="since step 5"):
         trainer.fit()
     assert load(trainer.checkpoints.find("best"))["step"] == 3
-    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
+    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.safetensors"]
 
 
 def test_a_generator_that_its_last_update_broke_is_told_by_its_weights(
@@ -534,7 +534,7 @@ def test_a_run_ends_with_a_log_a_grid_and_a_checkpoint(new_trainer: TrainerMaker
     trainer = new_trainer("run", *SIMPLE, "trainer.steps=3")
     trainer.fit()
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["reals.png", "step_000000003.png"]
-    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.pt"]
+    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000003.safetensors"]
     assert [line["step"] for line in scalars(tmp_path / "run")] == [3]
     state = load(trainer.checkpoints.find("last"))
     assert state["classes"] == [str(digit) for digit in range(10)]
@@ -601,10 +601,13 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again_and_costs_nothing(
     assert trainer.fit().step == 8
     warnings = [record.getMessage() for record in caplog.records if "checkpoint" in record.getMessage()]
     assert [line.split(":")[0] for line in warnings] == ["step 4", "step 5"]
-    assert "step_000000004.pt: No space left on device; what was there before is untouched" in warnings[0]
-    assert all("the last good checkpoint is" in line and "step_000000002.pt" in line for line in warnings)
+    assert "step_000000004.safetensors: No space left on device; what was there before is untouched" in warnings[0]
+    assert all("the last good checkpoint is" in line and "step_000000002.safetensors" in line for line in warnings)
     assert differences(last_state(tmp_path / "quiet"), last_state(tmp_path / "run")) == []
-    assert [path.name for path in trainer.checkpoints.steps()] == ["step_000000006.pt", "step_000000008.pt"]
+    assert [path.name for path in trainer.checkpoints.steps()] == [
+        "step_000000006.safetensors",
+        "step_000000008.safetensors",
+    ]
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_names_the_last_good_one(
@@ -617,7 +620,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_names_the_las
     ) as error:
         trainer.fit()
     assert "the last good checkpoint is " in str(error.value)
-    assert str(error.value).endswith("step_000000006.pt")
+    assert str(error.value).endswith("step_000000006.safetensors")
     assert "\n" not in str(error.value)
     assert load(trainer.checkpoints.find("last"))["step"] == 6
 

@@ -28,7 +28,7 @@ from cifargan.evaluation.reference import Reference, export_statistics, referenc
 from cifargan.evaluation.scores import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
 from cifargan.folders import require_no_links_out
 from cifargan.images import labelled_sheet, save_png
-from cifargan.loading import LoadedGenerator, describe_file, find_generator, load_classifier
+from cifargan.loading import LoadedGenerator, find_generator, load_classifier
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import section
 
@@ -191,7 +191,7 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
     source, home = find_generator(options.run, Path(options.root))
     require_no_links_out(home)
     generator = load_chosen(source, options)
-    config = describe_file(generator.checkpoint).config
+    config = generator.config
     extractor = extractor_for(options, section(config, "evaluator"), device)
     data = with_settings(section(config, "data"), root=options.data_root)
     look = partial(reference_of, extractor=extractor, device=device, batch_size=options.batch_size)

@@ -12,13 +12,12 @@ from omegaconf import OmegaConf
 from cifargan.compose import key_of
 from cifargan.distributed import on_rank_zero
 from cifargan.errors import UserError
-from cifargan.loading import describe_file
-from cifargan.runs.checkpoint import CheckpointStore, describe, load
+from cifargan.runs.checkpoint import CheckpointStore
 from cifargan.runs.directory import find_run
-from cifargan.runs.generator_file import is_generator_file, read_generator_file
+from cifargan.runs.networks import read_networks
 from cifargan.schema import section
+from cifargan.tensor_file import is_tensor_file
 from cifargan.training.finetune import Start
-from cifargan.untrusted import readable, refusing
 
 CHOICE = "finetuned"  # the name under which the settings of the init can be chosen
 FROM_TRAINER = ("d_steps", "ema")  # what a model's config may bring of the trainer's settings
@@ -28,28 +27,13 @@ def starting_point(name: str, root: Path) -> Start:
     """Read the networks that a fine-tuning starts from.
 
     Args:
-        name: a run, a checkpoint of one (`.pt`), or a file of `cifargan export`.
+        name: a run, a checkpoint, or a file of `cifargan export`.
         root: where runs are looked for.
 
     Raises:
-        UserError: there is none, or it is damaged or none of ours.
+        UserError: there is none, or it is damaged or not a file of cifargan.
     """
-    path = source(name, root)
-    where = readable(str(path))
-    if is_generator_file(path):
-        file = read_generator_file(path)
-        weights = file.tensors
-        return Start(path=path, about=file.about, generator=weights, ema=weights, discriminator=None, plain=True)
-    state = load(path)
-    with refusing(f"{where} does not hold the networks of a run: it is damaged, or none of ours"):
-        return Start(
-            path=path,
-            about=describe(state, path),
-            generator=dict(state["generator"]),
-            ema=dict(state["ema"]),
-            discriminator=dict(state["discriminator"]),
-            plain=False,
-        )
+    return Start(networks=read_networks(source(name, root)))
 
 
 def source(name: str, root: Path) -> Path:
@@ -58,7 +42,7 @@ def source(name: str, root: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if is_generator_file(name) or name.endswith(".pt"):
+    if is_tensor_file(name):
         if not Path(name).is_file():
             raise UserError(f"init={name}: there is no such file")
         return Path(name)
@@ -114,7 +98,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: some are missing.
     """
-    config = describe_file(path).config
+    config = read_networks(path).about.config
     parts = {part: OmegaConf.to_container(section(config, part)) for part in ("model", "loss", "optimizer")}
     trainer: dict[str, Any] = {
         key: value

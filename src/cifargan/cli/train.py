@@ -30,8 +30,9 @@ from cifargan.files import write_atomically
 from cifargan.processes import agreed_overrides, met_by_all, quiet_others, tell_of_others, train_in_processes
 from cifargan.resume import keep_settings
 from cifargan.run_log import RunLog
-from cifargan.runs.checkpoint import CheckpointStore, State, describe
+from cifargan.runs.checkpoint import CheckpointStore, State
 from cifargan.runs.directory import RunDirectory, Status
+from cifargan.runs.networks import describe
 from cifargan.runs.provenance import device_name
 from cifargan.schema import conf_dir
 from cifargan.train import build_trainer

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cifargan import tensor_file
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
@@ -21,7 +22,6 @@ from cifargan.evaluation.feature_stats import in_batches, measure
 from cifargan.evaluation.metrics import Gaussian
 from cifargan.evaluation.records import ReferenceCard
 from cifargan.files import write_atomically
-from cifargan.pickles import load_tensors
 from cifargan.untrusted import ArrayFile, readable, refusing
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,10 @@ class FeatureCache:
 
     def path(self, key: dict[str, Any]) -> Path:
         """The file of one key."""
-        return self.folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.pt"
+        return (
+            self.folder
+            / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}{tensor_file.SUFFIX}"
+        )
 
     def load(self, key: dict[str, Any]) -> tuple[Tensor, Gaussian] | None:
         """Features (N, d) float32 and their moments, or None where there are none."""
@@ -135,10 +138,10 @@ class FeatureCache:
         if not path.exists():
             return None
         try:
-            page = load_tensors(path)
-            features, mean, covariance = page["features"], page["mean"], page["covariance"]
-            if page["key"] != key or page["digest"] != _digest(features, mean, covariance):
-                raise ValueError("its content is not what was written")
+            tensors, description = tensor_file.read(path)
+            features, mean, covariance = tensors["features"], tensors["mean"], tensors["covariance"]
+            if description["key"] != key:
+                raise ValueError("it is of another key")
             _require_moments(features, mean, covariance, key["n"])
             return features, Gaussian(mean, covariance, len(features))
         except Exception as error:  # a damaged file can raise anything
@@ -149,15 +152,9 @@ class FeatureCache:
     def save(self, key: dict[str, Any], features: Tensor, gaussian: Gaussian) -> None:
         """Store features; a disk that refuses costs a warning and no run."""
         mean, covariance, _ = gaussian
-        page = {
-            "key": key,
-            "features": features,
-            "mean": mean,
-            "covariance": covariance,
-            "digest": _digest(features, mean, covariance),
-        }
+        tensors = {"features": features, "mean": mean, "covariance": covariance}
         try:
-            write_atomically(self.path(key), lambda file: torch.save(page, file))
+            write_atomically(self.path(key), tensor_file.to_bytes(tensors, {"key": key}))
         except UserError as error:
             log.warning("features are not cached (%s): the next run computes them again", error)
 
@@ -177,13 +174,6 @@ def _require_moments(features: Tensor, mean: Tensor, covariance: Tensor, n: int)
         raise ValueError("its numbers are not finite")
     if not torch.allclose(features.double().mean(dim=0), mean, rtol=1e-4, atol=1e-4):
         raise ValueError("its mean is not that of its features")
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def export_statistics(path: Path, reference: Reference, extractor: FeatureExtractor) -> None:

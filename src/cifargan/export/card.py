@@ -10,8 +10,9 @@ from cifargan.evaluation.records import Value, read_file
 from cifargan.export.network import PlainGenerator
 from cifargan.loading import TrainedGenerator
 from cifargan.runs.directory import RunDirectory
-from cifargan.runs.generator_file import FORMAT, checksum
+from cifargan.runs.networks import EXPORTED, FORMAT
 from cifargan.runs.provenance import versions
+from cifargan.tensor_file import checksum
 
 # Where the images of each source come from, and under which licence they are.
 ORIGINS = {
@@ -42,6 +43,7 @@ def make_card(trained: TrainedGenerator, plain: PlainGenerator, directory: RunDi
     conditional = network.num_classes > 0
     size = about.image_size
     return {
+        "kind": EXPORTED,
         "format": FORMAT,
         "classes": list(about.classes),
         "conditional": conditional,

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from cifargan.errors import UserError
 from cifargan.export.network import PlainGenerator, example, traceable
-from cifargan.runs.generator_file import SUFFIX, as_bytes
+from cifargan.tensor_file import SUFFIX, to_bytes
 
 Card = Mapping[str, Any]
 TOLERANCE = 1e-4  # that another runtime may differ by, of images in [-1, 1]
@@ -24,7 +24,7 @@ BATCHES = (1, 3)  # sizes that an ONNX file is tried with
 
 def safetensors_bytes(plain: PlainGenerator, card: Card) -> bytes:
     """Weights and card, for `cifargan.load_generator` or whoever reads safetensors."""
-    return as_bytes(plain.tensors, card)
+    return to_bytes(plain.tensors, card)
 
 
 def onnx_bytes(plain: PlainGenerator, card: Card) -> bytes:

@@ -1,7 +1,7 @@
-"""Training that starts from networks that were trained before, on other images perhaps, and of other classes.
+"""Fine-tuning: a new run starts from trained networks, with other images or other classes.
 
-What depends on the number of classes is made anew, everything else is taken over, the average of the generator's weights
-included. Optimisers, random numbers and the count of steps are those of a new run.
+Weights whose shape depends on the number of classes are new. All others are loaded, the generator's average included.
+Optimisers, random numbers and the step count are those of a new run.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,10 @@ from cifargan.errors import UserError
 from cifargan.models.interface import Discriminator
 from cifargan.models.residual import DiscriminatorBlock
 from cifargan.models.spectral import restart_power_iteration_
-from cifargan.runs.checkpoint import Description
+from cifargan.runs.networks import Description, TrainedNetworks, Weights
 from cifargan.training.step import GANStep
 from cifargan.untrusted import readable
 
-Weights = Mapping[str, Tensor]
 NORMALISED = (
     ".parametrizations.weight."  # what stands between a layer and the parts of its spectrally normalised weight
 )
@@ -29,25 +28,30 @@ ORIGINAL = "parametrizations.weight.original"
 
 @dataclass(kw_only=True)
 class Start:
-    """Where a fine-tuning starts from.
+    """What a fine-tuning starts from.
 
     Attributes:
-        path: the checkpoint, or the file of `cifargan export`.
-        about: its settings, classes, size of images and step.
-        generator: weights of the generator as it was trained last.
-        ema: weights of its average.
-        discriminator: weights of the discriminator; None in a file that holds a generator alone.
-        plain: whether spectral norm is divided out of the weights.
-        new: what was made anew, once it has been.
+        networks: those of a checkpoint, or of a file of `cifargan export`.
+        new: the weights that are new because the number of classes differs, once `apply` has found them.
     """
 
-    path: Path
-    about: Description
-    generator: Weights
-    ema: Weights
-    discriminator: Weights | None
-    plain: bool
+    networks: TrainedNetworks
     new: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The file that the networks come from."""
+        return self.networks.path
+
+    @property
+    def about(self) -> Description:
+        """What the file says of the networks."""
+        return self.networks.about
+
+    @property
+    def discriminator(self) -> Weights | None:
+        """The weights of the discriminator; None in an exported file, which holds a generator alone."""
+        return self.networks.weights.get("discriminator")
 
     def facts(self) -> dict[str, Any]:
         """What belongs into a run's provenance."""
@@ -96,14 +100,16 @@ class Start:
         Raises:
             UserError: the networks differ in more than classes.
         """
-        then = len(self.about.classes)
-        jobs: list[tuple[str, nn.Module, Weights | None, bool]] = [
-            ("generator", gan.generator, self.generator, self.plain),
-            ("generator", gan.ema.generator, self.ema, self.plain),
-            ("discriminator", gan.discriminator, self.discriminator, False),
+        then, plain = len(self.about.classes), self.networks.plain
+        # An exported file holds one kind of weights, which stands for both.
+        raw, ema = (self.networks.weights.get(kind) for kind in ("raw", "ema"))
+        jobs: list[tuple[str, nn.Module, Weights | None]] = [
+            ("generator", gan.generator, raw or ema),
+            ("generator", gan.ema.generator, ema or raw),
+            ("discriminator", gan.discriminator, self.discriminator),
         ]
         new: dict[str, None] = {}
-        for name, network, weights, plain in jobs:
+        for name, network, weights in jobs:
             if weights is None:
                 continue
             with torch.device("meta"):

@@ -1,14 +1,16 @@
-"""State dicts back into networks and optimisers, or one line that says why they do not fit."""
+"""Load state dicts into networks and optimisers, or say in one line why they do not fit."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
-from cifargan.runs.checkpoint import State
 
 
-def load_network(network: nn.Module, state: State, name: str) -> None:
-    """Load a state dict, or say in one line how it differs.
+def load_network(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict; each weight keeps its memory layout.
 
     Raises:
         UserError: a missing or superfluous tensor, or one of another shape.
@@ -17,8 +19,8 @@ def load_network(network: nn.Module, state: State, name: str) -> None:
     network.load_state_dict(state)
 
 
-def require_fits(network: nn.Module, state: State, name: str) -> None:
-    """Check that a state dict is of such a network, be it one without memory (on the device `meta`).
+def require_fits(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Check that a state dict fits a network, which may be on the device `meta` and take no memory.
 
     Raises:
         UserError: a missing or superfluous tensor, or one of another shape.
@@ -30,11 +32,11 @@ def require_fits(network: nn.Module, state: State, name: str) -> None:
             raise UserError(f"the checkpoint is of another {name}: {key} is {there} there and {here} here")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], name: str) -> None:
     """Load the moments of every weight; the settings stay those of this run, so that new ones take effect.
 
     Raises:
-        UserError: they are the moments of another kind of optimiser.
+        UserError: they are the moments of another kind of optimiser, or of other weights.
     """
     kind = type(optimizer).__name__
     if state["kind"] != kind:
@@ -43,5 +45,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: State, name: str) ->
     for weight, moments in optimizer.state.items():
         for key, value in moments.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                # Fused updates want the layout of the weight, which another run may have chosen differently.
+                # Fused updates need the layout of the weight; the file holds all tensors contiguous.
                 moments[key] = torch.empty_like(weight).copy_(value)
+            elif not isinstance(value, Tensor) or value.dim() > 0:
+                raise UserError(f"the checkpoint is of another optimizer: {key} of the {name} is not of its weights")
