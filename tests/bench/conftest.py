@@ -1,4 +1,4 @@
-"""Narrow games in float64, each with a reference of the same weights."""
+"""Narrow networks in float64, each pair with a reference of the same weights."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from cifargan.bench import gate
-from cifargan.bench.presets import compose, random_images
-from cifargan.bench.reference import build_reference, copy_weights
-from cifargan.bench.trace import float64
+from cifargan.bench.gate import float64
+from cifargan.bench.presets import build_reference, compose, copy_weights, random_images
 from cifargan.training.speed import Switches
 from cifargan.training.step import GANStep
 
@@ -18,7 +17,7 @@ Pair = tuple[GANStep, Any]
 
 @pytest.fixture(autouse=True)
 def restore_switches() -> Iterator[None]:
-    """Building a gan sets torch's global switches and seeds: put them back."""
+    """Restore torch's global options and seeds, which building a GAN sets."""
     benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cudnn.allow_tf32
     with torch.random.fork_rng():
@@ -30,13 +29,13 @@ def restore_switches() -> Iterator[None]:
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pair]]:
-    """A function that gives a preset's narrow gan and its reference; float64 is on as long as the test lasts."""
+    """A function that gives a preset's narrow GAN and its reference; the test runs in float64."""
     monkeypatch.setattr(gate, "WIDTH", 8)
 
     def make(preset: str, *, switches: Switches = gate.ALL, overrides: tuple[str, ...] = ()) -> Pair:
         config = gate.small(compose(preset, "device=cpu", *overrides))
         images = random_images(16, image_size=config.data.image_size)
-        gan = gate.shaken_gan(config, images, switches)
+        gan = gate.randomised_gan(config, images, switches)
         reference = build_reference(config, images=images, device=gate.CPU)
         copy_weights(gan, reference)
         return gan, reference

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cifargan.bench.gate import float64
 from cifargan.bench.presets import compose, narrowed, random_images
-from cifargan.bench.trace import float64
 from cifargan.build.gan import build_gan
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.training.speed import Switches

@@ -1,1 +1,1 @@
-"""What a training step costs, measured against plain PyTorch, and proof that both compute the same."""
+"""Time a training iteration against plain PyTorch, after a check that both compute the same."""

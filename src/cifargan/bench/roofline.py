@@ -1,7 +1,7 @@
-"""How much arithmetic an iteration is, and how fast this device could do arithmetic at best.
+"""The roofline: how much arithmetic and memory traffic an iteration is, and the device's highest rate of both.
 
-Work is counted on the reference: textbook order, every gradient that its steps compute. A trainer that reaches the same
-weights with less arithmetic is credited with all of it, so its share of the roofline may pass 1.
+Work is counted on the reference: textbook order, every gradient that its steps compute. A trainer that gets the same
+weights with less arithmetic is credited with all of it, so its share of the roofline may exceed 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,20 +15,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifargan.bench.timing import seconds_of
-from cifargan.training.precision import PrecisionName
+from cifargan.bench.variants import DTYPES
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SIDE = {"cuda": 8192, "cpu": 1024}
-_TOUCH_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
+_MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 _COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}
+_NO_TRAFFIC = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """What the device can do at best.
+    """The device's highest rates.
 
     Attributes:
-        flops: floating point operations a second of a large matrix product, for each precision that was measured.
+        flops: floating point operations a second of a large matrix product, for each precision.
         bytes: bytes a second that a large copy reads and writes.
     """
 
@@ -45,66 +44,49 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums up the sizes of what operators read and write."""
+    """Adds up the bytes of the arguments and results of operators."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes: int = 0
+    bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if not (func.is_view or func.overloadpacket.__name__ in _TOUCH_NOTHING):
+        if not (func.is_view or func.overloadpacket.__name__ in _NO_TRAFFIC):
             self.bytes += sum(each.nbytes for each in tree_leaves((args, kwargs, found)) if isinstance(each, Tensor))
         return found
 
 
 def count_traffic(work: Callable[[], object]) -> int:
-    """Bytes that the operators of a call read and write if each fetches what it takes and stores what it gives.
+    """Bytes that the operators of a call read and write, if each reads its arguments from memory and writes its result.
 
-    What caches keep and what kernels do in one go makes it less, workspaces make it more: an estimate, whatever the device.
+    An estimate: caches and fused kernels save traffic, workspaces add some.
     """
-    traffic = _Traffic()
-    with traffic:
+    with _Traffic() as traffic:  # type: ignore[no-untyped-call]
         work()
-    return traffic.bytes
+    return int(traffic.bytes)
 
 
-def measure(device: torch.device, precisions: set[PrecisionName]) -> Roofline:
-    """Measure the roofline here and now.
-
-    Args:
-        device: of which.
-        precisions: number formats to multiply in; on CUDA `fp32` is TF32.
-    """
-    return Roofline(
-        flops={name: matmul_rate(device, _DTYPES[name]) for name in sorted(precisions)}, bytes=copy_rate(device)
-    )
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large square matrix product."""
-    side = _SIDE.get(device.type, 1024)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+def measure(device: torch.device, precisions: set[str]) -> Roofline:
+    """Measure the device's roofline for some number formats; on CUDA `fp32` is TF32."""
+    side = _MATRIX_SIDE[device.type]
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
+    flops = {}
     try:
-        return 2 * side**3 / _best(lambda: a @ b, device)
+        for name in sorted(precisions):
+            a, b = (torch.randn(side, side, device=device).to(DTYPES[name]) for _ in range(2))
+            flops[name] = 2 * side**3 / _fastest(lambda a=a, b=b: a @ b, device)  # type: ignore[misc]
     finally:
         matmul.fp32_precision = before
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes."""
-    source = torch.ones(_COPIED_BYTES.get(device.type, 2**27) // 4, device=device)
+    source = torch.ones(_COPIED_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+    return Roofline(flops=flops, bytes=2 * source.nbytes / _fastest(lambda: target.copy_(source), device))
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest call of some: the roof is what has once been reached."""
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of several calls."""
     work()
     calls = 10 if device.type == "cuda" else 1
     return min(seconds_of(work, calls, device) / calls for _ in range(5))

@@ -1,55 +1,107 @@
-"""Who is how fast: all contestants take turns, and what is compared is what happened in the same round.
+"""Time variants in turns. A machine's speed drifts, so ratios are formed within a round, in which each variant has a turn."""
 
-A machine's speed drifts, with its temperature and with its other work. Within a round it is the same for all.
-"""
-
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
-from cifargan.bench.variants import Contestant
-from cifargan.training.rng import use_tf32
+from cifargan.bench.presets import random_images
+from cifargan.bench.variants import Variant, Warm, warm
+from cifargan.training.rng import be_deterministic, use_tf32
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """A quantity over all rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value a round."""
-        return cls(median=statistics.median(values), low=min(values), high=max(values))
+IMAGES = {"cuda": 50_000, "cpu": 2_000}
+TURN_SECONDS = {"cuda": 1.0, "cpu": 0.4}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How one contestant did.
+def compare(
+    variants: Sequence[Variant], config: DictConfig, *, device: torch.device, rounds: int
+) -> tuple[list[dict[str, Any]], Warm]:
+    """Build all variants, the baseline first, and time them in `rounds` rounds.
 
-    Attributes:
-        seconds: of one iteration, for each round.
-        ratio: how many times faster than the baseline, formed round by round.
+    Returns:
+        For each variant: its name, precision and options, the seconds of an iteration in each round, the ratio to the
+        baseline, the iterations and real images a second in the median round, the seconds of its start, its peak of
+        device memory (None without CUDA), and whether iterations are replayed from a CUDA graph (None: not asked for).
+        A variant that does not fit into memory beside the others is left out. Then the baseline, warm.
     """
+    images = random_images(IMAGES[device.type], image_size=config.data.image_size)
+    be_deterministic(False)  # cuDNN chooses the fastest algorithms for all variants, as in training
+    entries: list[Warm] = []
+    for variant in variants:
+        log.info("warming up: %s", variant.name)
+        try:
+            entries.append(warm(variant, config, images=images, device=device))
+        except torch.OutOfMemoryError:
+            if not entries:
+                raise
+            log.warning("%s: left out, it does not fit into memory beside the others", variant.name)
+    log.info("timing: %d rounds", rounds)
+    times = take_turns(entries, rounds=rounds, turn_seconds=TURN_SECONDS[device.type], device=device)
+    results = []
+    for entry, seconds in zip(entries, times, strict=True):
+        rate, switches = 1 / statistics.median(seconds), entry.variant.switches
+        captures = switches is not None and switches.graph
+        results.append(
+            {
+                "name": entry.variant.name,
+                "precision": entry.variant.precision,
+                "switches": None if switches is None else asdict(switches),
+                "seconds": seconds,
+                "ratio": ratio(times[0], seconds),
+                "iterations_per_second": rate,
+                "images_per_second": rate * config.trainer.d_steps * config.trainer.batch_size,
+                "start_seconds": entry.start_seconds,
+                "peak_bytes": entry.peak_bytes,
+                "replayed": entry.trainer.round.chosen not in (None, entry.trainer.round.play) if captures else None,
+            }
+        )
+    return results, entries[0]
 
-    seconds: list[float]
-    ratio: Spread
 
-    @property
-    def iterations_per_second(self) -> float:
-        """At the median round."""
-        return 1 / statistics.median(self.seconds)
+def take_turns(entries: Sequence[Warm], *, rounds: int, turn_seconds: float, device: torch.device) -> list[list[float]]:
+    """Seconds of an iteration, for each variant and round; a turn takes about `turn_seconds`, and their order rotates."""
+    seconds: list[list[float]] = [[] for _ in entries]
+    for turn in range(rounds):
+        for place in range(len(entries)):
+            index = (turn + place) % len(entries)
+            entry = entries[index]
+            use_tf32(entry.variant.tf32)
+            n = max(1, round(turn_seconds / entry.seconds))
+            seconds[index].append(seconds_of(entry.trainer.iterate, n, device) / n)
+    return seconds
+
+
+def ratio(baseline: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+    """How many times faster than the baseline, in the median, slowest and fastest round."""
+    found = [base / own for base, own in zip(baseline, seconds, strict=True)]
+    return {"median": statistics.median(found), "low": min(found), "high": max(found)}
+
+
+def seconds_of(work: Callable[[], object], n: int, device: torch.device) -> float:
+    """Seconds of n calls: wall time between two synchronisations of a GPU, processor time on a CPU."""
+    clock = time.process_time
+    if device.type == "cuda":
+        clock = time.perf_counter
+        torch.cuda.synchronize(device)
+    started = clock()
+    for _ in range(n):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - started
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, compute in one thread while entered: processor time then is working time, and nothing else's."""
+    """Inside the context, a CPU computes in one thread, so that processor time is the time of the work alone."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -57,43 +109,3 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def take_turns(
-    contestants: Sequence[Contestant], *, rounds: int, block_seconds: float, device: torch.device
-) -> list[Timing]:
-    """Time all contestants in every round, in turning order.
-
-    Args:
-        contestants: warm ones, the baseline first.
-        rounds: how many.
-        block_seconds: how long each one's turn takes, about.
-        device: where they run.
-    """
-    seconds: list[list[float]] = [[] for _ in contestants]
-    for turn in range(rounds):
-        for place in range(len(contestants)):
-            index = (turn + place) % len(contestants)
-            contestant = contestants[index]
-            use_tf32(contestant.variant.tf32)
-            n = max(1, round(block_seconds / contestant.seconds))
-            seconds[index].append(seconds_of(contestant.iterate, n, device) / n)
-    return [
-        Timing(seconds=own, ratio=Spread.of([base / each for base, each in zip(seconds[0], own, strict=True)]))
-        for own in seconds
-    ]
-
-
-def seconds_of(work: Callable[[], object], n: int, device: torch.device) -> float:
-    """What n calls take: wall time until a GPU is done, or processor time on a CPU, which other programs do not change."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(n):
-            work()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-    started = time.process_time()
-    for _ in range(n):
-        work()
-    return time.process_time() - started

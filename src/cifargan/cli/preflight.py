@@ -38,7 +38,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
 
 
 def _memory(trainer: Trainer) -> str:
-    """What lies on the device all the time, and how much is free there; a batch's part is for `cifargan bench --memory`."""
+    """What is on the device all the time, without activations, and how much memory is free there."""
     gan = trainer.gan
     networks = sum(_size(network) for network in (gan.generator, gan.discriminator, gan.ema.generator))
     line = f"images {trainer.images.images.nbytes / 1e6:.2f} MB, networks and average {networks / 1e6:.2f} MB"
