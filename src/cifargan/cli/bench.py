@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         prog="cifargan bench",
         usage="cifargan bench [PRESET] [options]",
         description="Times a training iteration against plain PyTorch, after checking that both compute the same.\n"
-        "On a CPU one thread and narrow networks; on a GPU the preset as it is. Prints a table and writes JSON.",
+        "On a CPU one thread and narrow networks; on a GPU the preset as it is. A table, and JSON.",
         epilog="examples:\n"
         "  cifargan bench                                    BigGAN on this machine\n"
         "  cifargan bench biggan_original --device cpu\n"
