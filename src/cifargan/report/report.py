@@ -16,6 +16,7 @@ from cifargan import __version__
 from cifargan.errors import UserError
 from cifargan.evaluation.records import Record, formatted
 from cifargan.files import write_atomically
+from cifargan.progress import Progress
 from cifargan.report.page import Chart, Line, Point, chart, data_uri, evenly, render
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.listing import Footnotes, age, differences, flat, shown_path
@@ -59,6 +60,11 @@ def write_report(runs: Sequence[RunSummary], out: Path, *, root: Path) -> None:
     footnotes = Footnotes(run.headline for run in runs if run.headline)
     configs = [config_of(RunDirectory(run.path)) for run in runs]
     most = max(1, min(PER_RUN, PICTURES // len(runs)))
+    sections = []
+    with Progress(len(runs), label="report", unit="run") as progress:
+        for run, label in zip(runs, labels, strict=True):
+            sections.append(_section(run, label, most))
+            progress.update(1)
     page = render(
         "report.html.j2",
         version=__version__,
@@ -69,7 +75,7 @@ def write_report(runs: Sequence[RunSummary], out: Path, *, root: Path) -> None:
         labels=labels,
         differences=differences(configs) if len(runs) > 1 else [],
         charts=_score_charts(runs, labels),
-        sections=[_section(run, label, most) for run, label in zip(runs, labels, strict=True)],
+        sections=sections,
         age=age,
         formatted=formatted,
     )

@@ -6,10 +6,11 @@ The files may come from anyone. What is missing, damaged or of another type coun
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -142,37 +143,30 @@ def log_points(directory: RunDirectory, *, last: int | None = None) -> Iterator[
 
 
 def record_from(flat: Mapping[str, Any]) -> Record | None:
-    """Read a record of evaluation.json; None if it is not one, or has no finite value."""
-
-    def texts(*keys: str) -> dict[str, str]:
-        return {key: text(flat.get(key)) for key in keys}
-
-    value, metric, n = number(flat.get("value")), text(flat.get("metric")), whole(flat.get("n"))
-    if value is None or not metric or n is None:
+    """Read a record of evaluation.json, the inverse of `Record.flat`; None if it is not one, or its value not finite."""
+    own, protocol = _fields(Record, flat), _fields(Protocol, flat)
+    if own["value"] is None or not own["metric"] or own["n"] is None:
         return None
-    reference = None
-    if name := text(flat.get("reference_name")):
-        split, fingerprint = texts("reference_split", "reference_fingerprint").values()
-        reference = ReferenceCard(name=name, split=split, n=whole(flat.get("reference_n")), fingerprint=fingerprint)
     images = whole(flat.get("images"))
-    protocol = Protocol(
-        n=n if images is None else images,
-        space=FeatureSpace(**texts(*FeatureSpace.__annotations__)),
-        truncation=number(flat.get("truncation")),
-        step=whole(flat.get("step")),
-        seed=whole(flat.get("seed")),
-        **texts("subject", "checkpoint", "weights", "batch_norm"),
-    )
+    protocol |= {"n": own["n"] if images is None else images, "space": FeatureSpace(**_fields(FeatureSpace, flat))}
+    reference = _fields(ReferenceCard, flat, "reference_")
     return Record(
-        metric=metric,
-        value=value,
-        n=n,
-        protocol=protocol,
-        spread=number(flat.get("spread")),
-        spread_over=text(flat.get("spread_over")),
-        class_name=text(flat.get("class_name")) or None,
-        reference=reference,
+        **own | {"class_name": own["class_name"] or None},
+        protocol=Protocol(**protocol),
+        reference=ReferenceCard(**reference) if reference["name"] else None,
     )
+
+
+def _fields(kind: type, flat: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The plain fields of a dataclass, read by their types; text is empty and a number None where it is not one."""
+    return {name: read(flat.get(prefix + name)) for name, read in _readers(kind).items()}
+
+
+@cache
+def _readers(kind: type) -> dict[str, Callable[[Any], Any]]:
+    readers: dict[Any, Callable[[Any], Any]] = {str: text, int: whole, float: number}
+    types = {name: next(iter(get_args(hint)), hint) for name, hint in get_type_hints(kind).items()}
+    return {name: readers[type_] for name, type_ in types.items() if type_ in readers}
 
 
 def is_distance(metric: str) -> bool:
