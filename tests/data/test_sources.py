@@ -1,10 +1,14 @@
-"""What is done to the images of every source alike."""
+"""The filters that all sources share."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
+from skimage import exposure
 from torch import Tensor
 
-from cifargan.data.sources import ImageSet, ImageSource, choose, resize
+from cifargan.data.sources import ImageSet, ImageSource, choose, contrast, resize
 from cifargan.errors import UserError
 
 
@@ -29,34 +33,25 @@ def colours(images: Tensor) -> list[int]:
     return images[:, 0, -1, 0].tolist()
 
 
-def test_splits_are_joined_in_order() -> None:
+def test_splits_are_joined_and_classes_numbered_in_the_order_given() -> None:
     rows = Rows().load()
     assert colours(rows.images) == [0, 10, 20, 30, 40, 50]
     assert rows.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert (rows.classes, rows.splits, rows.num_classes, rows.image_size, len(rows)) == (
-        ("x", "y", "z"),
-        ("a", "b"),
-        3,
-        4,
-        6,
-    )
+    assert (rows.classes, rows.splits) == (("x", "y", "z"), ("a", "b"))
+    assert (rows.num_classes, rows.image_size, len(rows)) == (3, 4, 6)
+    some = Rows(classes=["z", "x"]).load()
+    assert some.classes == ("z", "x")
+    assert colours(some.images) == [0, 20, 30, 50]
+    assert some.labels.tolist() == [1, 0, 1, 0]
 
 
-def test_a_subset_of_classes_is_numbered_as_it_is_named() -> None:
-    rows = Rows(classes=["z", "x"]).load()
-    assert rows.classes == ("z", "x")
-    assert colours(rows.images) == [0, 20, 30, 50]
-    assert rows.labels.tolist() == [1, 0, 1, 0]
-
-
-def test_low_contrast_images_are_dropped() -> None:
-    rows = Rows(classes=["x"], drop_low_contrast=0.1).load()
-    assert colours(rows.images) == [30]
-
-
-def test_a_class_that_is_left_empty_is_an_error() -> None:
+def test_low_contrast_images_are_dropped_unless_that_empties_a_class() -> None:
+    assert colours(Rows(classes=["x"], drop_low_contrast=0.1).load().images) == [30]
     with pytest.raises(UserError, match=r"class 'y' of rows has no image above data\.drop_low_contrast=0\.1"):
         Rows(drop_low_contrast=0.1).load()
+    for value in (-0.1, 1.0):
+        with pytest.raises(UserError, match=r"data\.drop_low_contrast"):
+            Rows(drop_low_contrast=value)
 
 
 def test_unknown_names_come_with_a_suggestion() -> None:
@@ -64,12 +59,6 @@ def test_unknown_names_come_with_a_suggestion() -> None:
         choose(["ship", "hors"], ["horse", "ship"], setting="data.classes", kind="class")
     with pytest.raises(UserError, match="twice"):
         choose(["ship", "ship"], ["horse", "ship"], setting="data.classes", kind="class")
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.0])
-def test_a_threshold_out_of_range_is_an_error(value: float) -> None:
-    with pytest.raises(UserError, match=r"data\.drop_low_contrast"):
-        Rows(drop_low_contrast=value)
 
 
 def make(images: Tensor, labels: Tensor, classes: tuple[str, ...] = ("x", "y")) -> ImageSet:
@@ -105,3 +94,34 @@ def test_resize_keeps_a_flat_image_flat_and_an_equal_size_untouched() -> None:
     images = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
     torch.testing.assert_close(resize(images, 20), torch.full((2, 3, 20, 20), 77, dtype=torch.uint8))
     assert resize(images, 8) is images
+
+
+reference: Callable[..., bool] = exposure.is_low_contrast
+
+
+def test_contrast_agrees_with_scikit_image_image_by_image() -> None:
+    rng = np.random.default_rng(0)
+    span = rng.uniform(0.9, 1.2, (1200, 1, 1, 1)) * 2 * 0.15 * 255  # on both sides of the threshold, in two chunks
+    # The same noise in the three channels, or its luminance would average out.
+    noise = rng.uniform(0, 150, (1200, 3, 1, 1)) + rng.uniform(0, 1, (1200, 1, 16, 16)) * span
+    images = torch.from_numpy(noise.clip(0, 255).astype(np.uint8))
+    expected = [reference(image.permute(1, 2, 0).numpy(), fraction_threshold=0.15) for image in images]
+    assert 300 < sum(expected) < 900
+    assert (contrast(images) < 0.15).tolist() == expected
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3])
+def test_contrast_agrees_on_two_grey_levels_that_meet_the_threshold_exactly(threshold: float) -> None:
+    # Black and one grey level: the contrast is level / 510, which is the threshold itself for some of these.
+    levels = torch.arange(40, 200, dtype=torch.uint8)
+    images = torch.zeros(len(levels), 3, 8, 8, dtype=torch.uint8)
+    images[:, :, 4:] = levels[:, None, None, None]
+    expected = [reference(image.permute(1, 2, 0).numpy(), fraction_threshold=threshold) for image in images]
+    assert 0 < sum(expected) < len(expected)
+    assert (contrast(images) < threshold).tolist() == expected
+
+
+def test_contrast_of_black_on_white_is_half_and_of_a_flat_image_is_zero() -> None:
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    images[0, :, :4] = 255
+    torch.testing.assert_close(contrast(images), torch.tensor([0.5, 0.0], dtype=torch.float64))

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,25 +90,15 @@ class CIFAR10(ImageSource):
         published = Published(
             title="CIFAR-10", url=datasets.CIFAR10.url, algorithm="md5", checksum=datasets.CIFAR10.tgz_md5
         )
-        if not published.is_whole(self.archive):
-            self._require_leave(by_hand)
-            self._store(lambda: fetch(published, self.archive), by_hand)
-        self._store(lambda: extract_archive(str(self.archive), str(self.root)), by_hand)
-
-    def _require_leave(self, by_hand: str) -> None:
-        """Say what is wrong with the archive, and stop if it may not be downloaded."""
-        found = self.archive.exists()
-        if not self.download:
-            state = "is incomplete or damaged" if found else "is not there"
+        whole = published.is_whole(self.archive)
+        state = "is incomplete or damaged" if self.archive.exists() else "is missing"
+        if not whole and not self.download:
             raise UserError(f"CIFAR-10: {self.archive} {state} and data.download=false: {by_hand}")
-        if found:
-            size = self.archive.stat().st_size
-            logger.warning("CIFAR-10: %s (%d bytes) is incomplete or damaged; fetching it again", self.archive, size)
-        logger.info("fetching CIFAR-10 (170 MB) to %s", self.archive)
-
-    def _store(self, work: Callable[[], None], by_hand: str) -> None:
         try:
-            work()
+            if not whole:
+                logger.info("CIFAR-10: %s %s; downloading it (170 MB)", self.archive, state)
+                fetch(published, self.archive)
+            extract_archive(str(self.archive), str(self.root))
         except UserError as error:
             raise UserError(f"CIFAR-10 could not be fetched: {error}: try again, or {by_hand}") from error
         except OSError as error:

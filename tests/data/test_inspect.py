@@ -1,12 +1,32 @@
-"""Planted copies are found, all others are left alone."""
+"""Means, histograms and duplicates: against NumPy, and with planted copies."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cifargan.data import inspect as duplicates
-from cifargan.data.inspect import difference, find_duplicates
+from cifargan.data import inspect as module
+from cifargan.data.inspect import class_means, difference, find_duplicates, histograms
 from cifargan.data.sources import resize
+
+LABELS = torch.tensor([0, 2, 0])
+IMAGES = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_means_are_rounded_and_white_where_there_is_nothing() -> None:
+    means = class_means(IMAGES, LABELS, 3)
+    expected = np.rint(IMAGES[[0, 2]].numpy().astype(np.float64).mean(axis=0))
+    np.testing.assert_array_equal(means[0].numpy(), expected)
+    assert torch.equal(means[2], IMAGES[1])
+    assert (means[1] == 255).all()
+
+
+def test_histograms_count_every_pixel_by_channel() -> None:
+    counted = histograms(IMAGES, LABELS, 3)
+    assert counted.shape == (3, 3, 256)
+    expected = np.histogram(IMAGES[[0, 2], 1].numpy(), bins=256, range=(0, 256))[0]
+    np.testing.assert_array_equal(counted[0, 1].numpy(), expected)
+    assert counted.sum(dim=2).tolist() == [[32] * 3, [0] * 3, [16] * 3]
 
 
 def scenes(n: int) -> Tensor:
@@ -18,7 +38,7 @@ def scenes(n: int) -> Tensor:
 
 
 def test_equal_and_near_and_mirrored_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK", 4)  # so that pairs lie within blocks and between them
+    monkeypatch.setattr(module, "BLOCK", 4)  # so that pairs lie within blocks and between them
     images = scenes(9)
     images[8] = images[1]
     images[5] = (images[0].float() * 0.8 + torch.tensor([40.0, 5.0, 20.0])[:, None, None]).round().to(torch.uint8)
@@ -46,7 +66,7 @@ def test_flat_images_are_compared_for_equality_alone() -> None:
 
 
 def test_no_more_pairs_are_kept_than_are_bearable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 3)
+    monkeypatch.setattr(module, "MAX_PAIRS", 3)
     images = scenes(1).repeat(9, 1, 1, 1)
     images[:, 0, 0, 0] = torch.arange(9, dtype=torch.uint8)
     found = find_duplicates(images)

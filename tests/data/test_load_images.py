@@ -1,4 +1,4 @@
-"""Anyone's images: where they may lie, what is refused, and that no pixel is changed."""
+"""Images to be evaluated: layouts, what is refused, and that no pixel is changed."""
 
 import zipfile
 from pathlib import Path
