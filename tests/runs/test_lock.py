@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cifargan.errors import UserError
-from cifargan.runs import lock
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.lock import RunLock, is_locked
 
@@ -20,10 +20,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 sys.modules["torch"] = None  # the lock needs none, and importing it takes seconds
-import cifargan.errors
-from importlib.machinery import SourceFileLoader
-lock = SourceFileLoader("lock", sys.argv[2]).load_module()
-with lock.RunLock(Path(sys.argv[1])):
+from cifargan.runs.lock import RunLock
+with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -31,7 +29,7 @@ with lock.RunLock(Path(sys.argv[1])):
 
 @contextmanager
 def held_by_another_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-W", "ignore", "-c", HOLD, str(directory), str(lock.__file__)]
+    command = [sys.executable, "-c", HOLD, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -41,20 +39,24 @@ def held_by_another_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = RunDirectory(tmp_path)
     directory.set_status("running", step=5)
     with held_by_another_process(tmp_path) as process:
         assert is_locked(tmp_path) is True
         assert directory.status()["status"] == "running"
-        with pytest.raises(
-            UserError, match=rf"is being trained by another process \(process {process.pid} on "
-        ) as error:
+        with pytest.raises(UserError, match=rf"another process \(process {process.pid} on .*, since 20") as error:
             directory.lock().__enter__()
         assert "\n" not in str(error.value)
         assert is_locked(tmp_path) is True  # the attempt has not taken it away
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with monkeypatch.context() as patched:
+            without_locks(patched, errno.EACCES)  # a folder that may only be read
+            assert is_locked(tmp_path) is True
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert is_locked(tmp_path) is False
     assert is_locked(tmp_path) is False
     status = directory.status()
     assert (status["status"], status["died"], status["step"]) == ("interrupted", True, 5)
@@ -62,11 +64,33 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
         assert is_locked(tmp_path) is True
         assert directory.status()["status"] == "running"
     assert is_locked(tmp_path) is False
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "status.json"]
+
+
+def without_locks(patched: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("acquire", "__enter__"):
+        patched.setattr(FileLock, name, refused)
+
+
+@pytest.mark.parametrize("holder", ["", "[]", "{}", '{"pid": "x", "host": 3}', '{"pid": -1}', "[" * 10_000])
+def test_a_holder_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: str) -> None:
+    with RunLock(tmp_path):
+        (tmp_path / ".lock.holder").write_text(holder)
+        with pytest.raises(UserError, match="another process: wait until it ends"):
+            RunLock(tmp_path).__enter__()
+        without_locks(monkeypatch, errno.EACCES)
+        assert is_locked(tmp_path) is None
 
 
 def test_only_a_running_run_can_have_died(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     assert directory.status() == {}
+    directory.set_status("running", step=3)
+    assert is_locked(tmp_path) is None  # a copy of a run has no lock
+    assert directory.status()["status"] == "running"
     with directory.lock():
         pass
     for ended in ("finished", "diverged", "failed", "interrupted"):
@@ -75,60 +99,32 @@ def test_only_a_running_run_can_have_died(tmp_path: Path) -> None:
         assert "died" not in directory.status()
 
 
-def test_a_run_from_before_there_were_locks_is_taken_at_its_word(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path)
-    directory.set_status("running", step=3)
-    assert is_locked(tmp_path) is None
-    assert directory.status()["status"] == "running"
-
-
-def test_within_a_process_the_second_is_refused_too(tmp_path: Path) -> None:
-    with RunLock(tmp_path):
-        with pytest.raises(UserError, match="is being trained by this very process"):
+def test_a_start_that_failed_leaves_no_file(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as first:
+        with pytest.raises(UserError, match=f"another process .process {os.getpid()} on"):
             RunLock(tmp_path).__enter__()
-        assert is_locked(tmp_path) is True
-    with RunLock(tmp_path):
-        pass
-
-
-def test_a_start_that_failed_leaves_no_file_and_whoever_waited_for_it_gets_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = RunLock(tmp_path)
-    with first:
         first.forget()
-        assert list(tmp_path.iterdir()) == []
-    take, calls = lock._lock, 0
-
-    def removed_meanwhile(descriptor: int, directory: Path) -> bool:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            (tmp_path / ".lock").unlink()
-        return take(descriptor, directory)
-
-    monkeypatch.setattr(lock, "_lock", removed_meanwhile)
+    assert list(tmp_path.iterdir()) == []
     with RunLock(tmp_path):
-        assert calls == 2
-        assert (tmp_path / ".lock").exists()
+        assert is_locked(tmp_path) is True
 
 
-def test_a_file_system_without_locks_is_told_and_used(
+def test_a_file_system_without_locks_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def none_here(descriptor: int, kind: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.lockf", none_here)
+    (tmp_path / ".lock").touch()
+    without_locks(monkeypatch, errno.ENOLCK)
+    RunDirectory(tmp_path).set_status("running", step=1)
     with RunLock(tmp_path):
         (record,) = caplog.records
         assert "no locks here" in record.getMessage()
-    RunDirectory(tmp_path).set_status("running", step=1)
+        assert is_locked(tmp_path) is True
     assert is_locked(tmp_path) is None
     assert RunDirectory(tmp_path).status()["status"] == "running"
 
 
 def test_a_folder_that_takes_no_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"could not lock the run directory .*No such file") as error:
-        RunLock(tmp_path / "gone").__enter__()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"could not lock the run directory .*(Not a directory|File exists)") as error:
+        RunLock(tmp_path / "file" / "run").__enter__()
     assert "\n" not in str(error.value)

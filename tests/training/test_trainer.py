@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from cifargan.evaluation.evaluator import Evaluator, Stop, never
 from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
 from cifargan.runs.checkpoint import CheckpointStore, State, load
-from cifargan.runs.directory import RunDirectory
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.collapse import ScoreWatch
 from cifargan.training.interruption import InterruptedRunError
@@ -623,20 +621,6 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_that_names_the_las
     assert str(error.value).endswith("step_000000006.safetensors")
     assert "\n" not in str(error.value)
     assert load(trainer.checkpoints.find("last"))["step"] == 6
-
-
-def test_a_folder_that_was_taken_away_is_made_again(
-    new_trainer: TrainerMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = new_trainer("run", *SIMPLE, "trainer.checkpoint_every=4", "trainer.log_every=1")
-    run = RunDirectory(tmp_path / "run")
-    run.add_provenance(seed=0)
-    during(trainer, monkeypatch, 6, lambda: shutil.rmtree(tmp_path / "run"))
-    assert trainer.fit().step == 8
-    assert run.holds_a_run()
-    assert load(trainer.checkpoints.find("last"))["step"] == 8
-    assert [line["step"] for line in scalars(tmp_path / "run")] == [6, 7, 8]
-    assert "had been taken away: it is made again" in caplog.text
 
 
 # Going back

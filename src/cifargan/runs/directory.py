@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cifargan.errors import UserError, did_you_mean
-from cifargan.files import remove_partial_files, write_atomically, write_json
+from cifargan.files import remove_partial_files, write_json
 from cifargan.folders import require_no_links_out, require_no_pipes
 from cifargan.runs.lock import RunLock, is_locked
 from cifargan.runs.provenance import git_state, versions
@@ -48,7 +48,7 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     def holds_a_run(self) -> bool:
-        """Whether a training has been started here before."""
+        """Whether a training was started here before."""
         return (self.path / "provenance.json").is_file()
 
     def claim(self) -> None:
@@ -59,7 +59,7 @@ class RunDirectory:
         """
         if self.holds_a_run():
             raise UserError(
-                f"{self.path} already holds a run: go on with it by resume={self.path}, or choose another hydra.run.dir"
+                f"{self.path} already holds a run: resume it by resume={self.path}, or choose another hydra.run.dir"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class RunDirectory:
             raise UserError(f"could not make the run directory {self.path}: {error.strerror}") from error
 
     def lock(self) -> RunLock:
-        """What keeps a second process off this run while it is entered; the folder must be there.
+        """A lock that keeps a second process off this run while it is entered; the folder must exist.
 
         Raises:
             UserError: something in the folder is a link to the outside, through which training would write.
@@ -86,43 +86,27 @@ class RunDirectory:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            log.warning("%s cannot be read (%s): its content is passed over", self.path / name, error)
+            log.warning("%s cannot be read (%s): it is ignored", self.path / name, error)
             return {}
         return content if isinstance(content, dict) else {}
 
     def set_status(self, status: Status, **details: Any) -> None:
-        """Record how the run stands, with the process that says so."""
+        """Record the status of the run, and the process that sets it."""
         self.write_json("status.json", {"status": status, "time": time.time(), "pid": os.getpid(), **details})
 
     def status(self) -> dict[str, Any]:
-        """How the run stands: what it wrote last, but `interrupted` where it runs no more and had no time to say so.
+        """The status that was written last, but `interrupted` if it says `running` and no process is on the run.
 
-        `died` is then true. Empty where nothing was written. Where the file system has no locks, and for runs older
-        than them, it is what was written.
+        `died` is then true. Empty where nothing was written. Where it is not known whether the run is locked, as in a copy
+        of a run, it is what was written.
         """
         written = self.read_json("status.json")
         if written.get("status") == "running" and is_locked(self.path) is False:
             return {**written, "status": "interrupted", "died": True}
         return written
 
-    def pages(self) -> dict[Path, bytes]:
-        """The small files without which a checkpoint is no run: settings, provenance, status."""
-        names = [path for pattern in (".hydra*/*.yaml", "*.json") for path in self.path.glob(pattern)]
-        return {path: path.read_bytes() for path in names}
-
-    def put_back(self, pages: Mapping[Path, bytes]) -> None:
-        """Write those `pages` anew, should the folder have been taken away.
-
-        Raises:
-            UserError: the file system refused.
-        """
-        if self.path / "provenance.json" in pages and not self.holds_a_run():
-            for path, content in pages.items():
-                write_atomically(path, content)
-            log.warning("%s had been taken away: it is made again, and what was in it before is lost", self.path)
-
     def remove_partial_files(self) -> None:
-        """Remove what killed processes left half-written; only for whoever holds the lock."""
+        """Remove the partial files of killed processes; only while the lock is held."""
         for folder in (self.path, self.samples, *self.path.glob(".hydra*")):
             remove_partial_files(folder)
 
@@ -133,7 +117,7 @@ class RunDirectory:
         return sessions
 
     def add_provenance(self, **facts: Any) -> None:
-        """Record one start of this run: what was asked, by which code, on what machine."""
+        """Record a start of this run: the settings, the code, the machine."""
         sessions = self._sessions()
         sessions.append(
             {
@@ -147,7 +131,7 @@ class RunDirectory:
         self.write_json("provenance.json", {"sessions": sessions})
 
     def add_event(self, **facts: Any) -> None:
-        """Record under the newest start what this run met with and did about it."""
+        """Record an event, such as a rollback, under the newest start."""
         sessions = self._sessions()
         if sessions:
             sessions[-1].setdefault("events", []).append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})

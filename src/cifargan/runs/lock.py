@@ -1,146 +1,115 @@
-"""One process on one run: a lock that the system takes away when its holder ends, however it ends."""
+"""One process on a run: a file lock that the system releases when its holder ends, however it ends."""
 
 import errno
 import json
 import logging
 import os
 import platform
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from cifargan.errors import UserError
 
-if sys.platform != "win32":
-    import fcntl
-
 log = logging.getLogger(__name__)
 
-TAKEN = (errno.EACCES, errno.EAGAIN)
-ATTEMPTS = 5  # whoever looks whether a lock is held holds it himself for a moment
-PAUSE = 0.05  # s
-
-# A record lock does not keep out its own process, and is lost when that process closes any other handle of the file.
-_held: set[Path] = set()
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+PATIENCE = 0.25  # s; `is_locked` holds the lock for a moment
 
 
 class RunLock:
     """While entered, this process is the only one on a run.
 
-    A POSIX record lock on the file `.lock`: it works on network file systems as far as they lock at all, is not handed
-    on to child processes, and is gone with its process, also after `kill -9`. The file itself means nothing.
+    The lock is on the file `.lock`, whose existence means nothing. `.lock.holder` says who holds it: process, host, time.
 
     Args:
-        directory: the run's folder; it must be there.
+        directory: the run's folder; it must exist.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.path = _file(directory)
-        self._descriptor: int | None = None
+        self._lock = _file_lock(directory, PATIENCE)
 
     def __enter__(self) -> Self:
-        if self.path in _held:
-            raise UserError(f"{self.directory} is being trained by this very process")
         try:
-            # The file may be removed between opening and locking it, by a start that failed: then the next one counts.
-            while not self._take():
-                pass
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.directory} is being trained by another process{_shown(_holder(self.directory))}: wait until it "
+                "ends, or stop it"
+            ) from None
         except OSError as error:
-            raise UserError(f"could not lock the run directory {self.directory}: {error.strerror}") from error
-        _held.add(self.path)
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"could not lock the run directory {self.directory}: {error.strerror}") from error
+            log.warning("%s: no locks here (%s): start no second process on this run", self.directory, error.strerror)
+        holder = {"pid": os.getpid(), "host": platform.node(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # without it, messages say less
+            _holder_file(self.directory).write_text(json.dumps(holder))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _held.discard(self.path)
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.close(self._descriptor)
-        self._descriptor = None
+        with suppress(OSError):
+            _holder_file(self.directory).unlink()
+        with suppress(OSError):
+            self._lock.release()
 
     def forget(self) -> None:
-        """Remove the file, where the start failed and there is no run; to be called while the lock is held."""
+        """Remove the file after a start that failed, so that no run is left; only while the lock is held."""
         with suppress(OSError):
-            self.path.unlink()
-
-    def _take(self) -> bool:
-        """Lock the file; whether it is still the one that is found under its name."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            for attempt in range(ATTEMPTS):
-                if _lock(descriptor, self.directory):
-                    break
-                if attempt == ATTEMPTS - 1:
-                    raise UserError(
-                        f"{self.directory} is being trained by another process{_holder(descriptor)}: "
-                        "wait until it ends, or stop it"
-                    )
-                time.sleep(PAUSE)
-            if not self._is_there(descriptor):
-                os.close(descriptor)
-                return False
-            who = json.dumps({"pid": os.getpid(), "host": platform.node()}).encode()
-            with suppress(OSError):  # it only makes a message better
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, who, 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        return True
-
-    def _is_there(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False
+            Path(self._lock.lock_file).unlink()
 
 
 def is_locked(directory: Path) -> bool | None:
-    """Whether some process is on a run; None where that cannot be told."""
-    path = _file(directory)
-    if path in _held:
+    """Whether a process is on a run; None where that is not known."""
+    lock = _file_lock(directory, 0.0)
+    if not Path(lock.lock_file).is_file():
+        return None
+    try:
+        with lock:
+            return False
+    except Timeout:
         return True
-    if sys.platform == "win32":
-        return None
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
+        return _is_alive(_holder(directory))
+
+
+def _file_lock(directory: Path, timeout: float) -> FileLock:
+    return FileLock(directory.absolute() / ".lock", timeout=timeout, thread_local=False)
+
+
+def _holder_file(directory: Path) -> Path:
+    return directory / ".lock.holder"
+
+
+def _holder(directory: Path) -> dict[str, Any]:
+    """Who holds the lock of a run, as far as it is known."""
+    try:
+        holder = json.loads(_holder_file(directory).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_alive(holder: dict[str, Any]) -> bool | None:
+    """Whether a holder still runs; None for one on another host."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or holder.get("host") != platform.node():
         return None
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return True if error.errno in TAKEN else None
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _file(directory: Path) -> Path:
-    return directory.absolute() / ".lock"
-
-
-def _lock(descriptor: int, directory: Path) -> bool:
-    """Lock an open file; whether nobody else has. Where nothing can be locked, that is said and training goes on."""
-    if sys.platform != "win32":
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in TAKEN:
-                return False
-            log.warning("%s: no locks here (%s): start no second process on this run", directory, error.strerror)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
     return True
 
 
-def _holder(descriptor: int) -> str:
-    """Who holds a lock, as far as the file says."""
-    try:
-        who = json.loads(os.pread(descriptor, 1000, 0))
-        return f" (process {who['pid']} on {who['host']})"
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+def _shown(holder: dict[str, Any]) -> str:
+    known = {"pid", "host", "start"} <= holder.keys()
+    return f" (process {holder['pid']} on {holder['host']}, since {holder['start']})" if known else ""

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,7 +76,6 @@ class Trainer:
         self.running = RunningMeans([])
         self.rollbacks = 0  # how often this run went back because it had diverged
         self.unsaved = False  # whether the last attempt to write a checkpoint failed
-        self.pages: dict[Path, bytes] = {}
 
     @property
     def step(self) -> int:
@@ -94,7 +92,6 @@ class Trainer:
             InterruptedRunError: a signal asked the run to stop; its checkpoint is written.
         """
         self.pace.start(self.step)
-        self.pages = self.tracker.directory.pages()
         if self.schedule.goes_back and on_rank_zero(lambda: not self.checkpoints.steps()):
             self._save(last=False)
         if self.step == 0:
@@ -270,7 +267,6 @@ class Trainer:
 
         def saved() -> bool:
             try:
-                self.tracker.directory.put_back(self.pages)
                 self.checkpoints.save(state, self.step, best=best)
             except (UserError, OSError, MemoryError) as error:
                 reason = str(error) or repr(error)
