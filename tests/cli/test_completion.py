@@ -1,5 +1,6 @@
 """What Tab offers, by itself and in real shells."""
 
+import io
 import os
 import pty
 import re
@@ -9,102 +10,131 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import argcomplete
 import pytest
+from argcomplete.finders import CompletionFinder
 
-from cifargan.cli import COMMANDS
-from cifargan.cli.completion import SCRIPTS, Source, complete
-from cifargan.config_files import groups, keys_of, options
-from cifargan.schema import conf_dir
+from cifargan.cli import COMMANDS, completion
+from cifargan.cli.tune import OWN
+from cifargan.compose import FLAGS
+from cifargan.config_files import LAUNCHERS, groups, options
 
 Command = Callable[..., CompletedProcess[str]]
+Ask = Callable[[str], list[str]]
 PATIENCE = 60.0  # s that a shell may take before it counts as hanging
 
 
-def test_commands_groups_choices_keys() -> None:
-    assert complete(["tr"]) == ["train"]
-    assert {*COMMANDS} <= {*complete([""])}
-    assert complete(["train", "mod"]) == ["model.", "model="]
-    assert complete(["train", "model="]) == [f"model={name}" for name in options("model")]
-    assert complete(["train", "-m", "loss=hinge,b"]) == ["loss=hinge,bce"]
-    assert "loss=bce,bce" not in complete(["train", "-m", "loss=bce,"])
-    assert complete(["train", "-m", "hydra/launcher=s"]) == [
-        f"hydra/launcher={name}" for name in ("slurm", "submitit_local", "submitit_slurm")
-    ]
-    assert "hydra.launcher.timeout_min=" in complete(["train", "-m", "hydra/launcher=slurm", "hydra.launcher."])
-    assert complete(["train", "trainer.ema.d"]) == ["trainer.ema.decay="]
-    assert complete(["train", "see"]) == ["seed="]
-    assert complete(["train", "precision=b"]) == ["precision=bf16"]
-    assert complete(["train", "nothing.of.that"]) == []
-    assert complete(["nothing", ""]) == []
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """A function: what may become of the last word of a line."""
+    real = argcomplete.autocomplete
+    # It would write to file descriptor 9, which may be pytest's.
+    monkeypatch.setattr(CompletionFinder, "_init_debug_stream", lambda self: None)
+
+    def answers(line: str) -> list[str]:
+        out = io.StringIO()
+        told = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+        for name, value in {**told, "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(argcomplete, "autocomplete", partial(real, output_stream=out, exit_method=sys.exit))
+        try:
+            assert completion.complete() == 1
+        except SystemExit:
+            pass
+        finally:
+            monkeypatch.delenv("_ARGCOMPLETE")
+        return sorted(out.getvalue().split())
+
+    return answers
 
 
-def test_a_choice_decides_which_keys_there_are() -> None:
-    assert "data.root=" in complete(["train", "data=folder", "data."])
-    assert "data.on_broken=" in complete(["train", "data=folder", "data."])
-    assert "data.on_broken=" not in complete(["train", "data=digits", "data."])
-    assert "evaluator.samples=" in complete(["train", "evaluator=dinov2", "evaluator."])  # from _shared.yaml
+def test_groups_choices_and_keys_of_train(ask: Ask) -> None:
+    assert ask("cifargan train mod") == ["model.", "model="]
+    assert ask("cifargan train model=") == [f"model={name}" for name in options("model")]
+    assert ask("cifargan train -m loss=hinge,b") == ["loss=hinge,bce"]
+    assert "loss=bce,bce" not in ask("cifargan train -m loss=bce,")
+    assert ask("cifargan train 'regularizer=[lec")[0] == "regularizer=[lecam"
+    launchers = {f"hydra/launcher={name}" for name in (*LAUNCHERS, *options("hydra/launcher")) if name != "ray"}
+    assert launchers <= {*ask("cifargan train -m hydra/launcher=")}
+    assert "hydra.launcher.timeout_min=" in ask("cifargan train -m hydra/launcher=slurm hydra.launcher.")
+    assert ask("cifargan train trainer.ema.d") == ["trainer.ema.decay="]
+    assert "trainer.steps=" in ask("cifargan train trainer.")
+    assert {"resume=", "sweep=", "seed=", *(f"{group}=" for group in groups())} <= {*ask("cifargan train ")}
+    assert ask("cifargan train precision=b") == ["precision=bf16"]
+    assert ask("cifargan train nothing.of.that") == []
+    assert ask("cifargan train model=nothing trainer.ema.d") == []
 
 
-def test_every_key_of_every_config_can_be_reached() -> None:
-    keys = {
-        key for group in groups() for name in options(group) for key in keys_of(conf_dir() / group / f"{name}.yaml")
+def test_a_choice_defines_the_keys(ask: Ask) -> None:
+    assert "data.on_broken=" in ask("cifargan train data=folder data.")
+    assert "data.on_broken=" not in ask("cifargan train data=digits data.")
+    assert "evaluator.samples=" in ask("cifargan train evaluator=dinov2 evaluator.")  # from _shared.yaml
+
+
+def test_commands_flags_and_their_values(ask: Ask) -> None:
+    assert ask("cifargan tr") == ["train"]
+    assert {*COMMANDS} <= {*ask("cifargan ")}
+    assert ask("cifargan nothing x") == []
+    assert {flag for flag in FLAGS if flag != "--hydra-help" and flag != "--package" and flag != "-p"} <= {
+        *ask("cifargan train -")
     }
-    levels = {key.rpartition(".")[0] for key in keys}
-    offered = {word for level in levels for word in complete(["train", f"{level}." if level else ""])}
-    assert {key for key in keys if f"{key}=" not in offered and f"{key}." not in offered} == set()
+    assert ask("cifargan train --cfg ") == ["all", "hydra", "job"]
+    assert {f"{key}=" for key in OWN} <= {*ask("cifargan tune ")}
+    assert {"ls", "diff", "report"} <= {*ask("cifargan runs ")}
+    assert "--sort" in ask("cifargan runs ls --")
+    assert "--truncations" not in ask("cifargan runs ls --")
+    assert ask("cifargan sample --weights ") == ["ema", "raw"]
+    assert ask("cifargan ls los") == ["loss"]
+    assert ask("cifargan cat loss/h") == ["loss/hinge", "loss/hinge_smooth"]
+    assert ask("cifargan cp loss/h") == ["loss/hinge", "loss/hinge_smooth"]
+    assert ask("cifargan data ") == ["fetch", "inspect", "pack"]
+    assert ask("cifargan data inspect data=fol") == ["data=folder"]
+    assert ask("cifargan data inspect --out look mod") == []
+    assert ask("cifargan completion ") == ["bash", "fish", "zsh"]
 
 
-@pytest.mark.parametrize("command_name", COMMANDS)
-def test_every_flag_in_the_help_is_offered(command_name: str, command: Command) -> None:
-    """So that flags read out of the source cannot miss one."""
-    subs = [*Source(command_name).commands] or [""]
-    for sub in subs:
-        words = [command_name, *([sub] if sub else [])]
-        # Examples may be of other commands.
-        text = re.sub(r"^ +cifargan .*", "", command(*words, "--help").stdout, flags=re.MULTILINE)
-        shown = {*re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
-        offered = {*complete([*words, "--"])}
-        if command_name not in ("train", "tune", "runs", "data"):  # whose texts mention flags of others
-            assert shown <= offered | {"--config-dir"}, words
-        assert "--help" in offered
-
-
-def test_values_of_flags_and_what_is_no_flag() -> None:
-    assert complete(["sample", "--weights", ""]) == ["ema", "raw"]
-    assert complete(["runs", ""]) == sorted([*Source("runs").commands, "--help"])
-    assert "--sort" in complete(["runs", "ls", "--"])
-    assert "--truncations" not in complete(["runs", "ls", "--"])
-    assert complete(["ls", "los"]) == ["loss"]
-    assert complete(["cat", "loss/h"]) == ["loss/hinge", "loss/hinge_smooth"]
-    assert complete(["data", "inspect", "data=fol"]) == ["data=folder"]
-    assert complete(["data", "inspect", "mod"]) == []
-    assert "study=" in complete(["tune", "st"])
-    assert complete(["completion", ""]) == ["bash", "fish", "zsh"]
-    assert complete(["sample", "--out", ""]) == []
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "tune", "runs", "data")])
+def test_every_flag_in_the_help_is_offered(name: str, ask: Ask, command: Command) -> None:
+    # Examples may be of other commands.
+    text = re.sub(r"^ +cifargan .*", "", command(name, "--help").stdout, flags=re.MULTILINE)
+    shown = {*re.findall(r"(?<![\w-])--[a-z][\w-]*", text)} - {"--config-dir"}
+    assert shown | {"--help"} <= {*ask(f"cifargan {name} --")}
 
 
 def test_scripts_and_typos(command: Command) -> None:
-    for shell, script in SCRIPTS.items():
-        assert command("completion", shell).stdout == script
+    for shell in completion.SHELLS:
+        assert "_ARGCOMPLETE 1" in command("completion", shell).stdout.replace("=", " ")
     assert "did you mean bash?" in command("completion", "bas").stderr
-    assert command("completion", "--words", "tra").stdout == "train\n"
-    assert command("completion", "--words", "sample", "--out", "").stdout == ""
+    assert all(f"cifargan completion {shell}" in command("completion").stdout for shell in completion.SHELLS)
 
 
-def test_neither_help_nor_completion_imports_torch_or_hydra() -> None:
-    code = (
-        "import sys; from cifargan.cli import main; main(['--help']); main(['completion', '--words', 'train', 'tr']);"
-        "print(sorted({'torch', 'hydra', 'numpy', 'pandas'} & set(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[]"
+NO_TORCH = """
+import functools, os, sys
+import argcomplete
+from cifargan.cli import main
+main(["--help"])
+assert not {"torch", "hydra", "numpy"} & set(sys.modules)
+os.environ |= dict(_ARGCOMPLETE="1", _ARGCOMPLETE_STDOUT_FILENAME=sys.argv[1], COMP_LINE=sys.argv[2], COMP_POINT="25")
+argcomplete.autocomplete = functools.partial(argcomplete.autocomplete, exit_method=sys.exit)
+try:
+    main([])
+finally:
+    assert not {"torch", "numpy", "pandas"} & set(sys.modules)
+"""
+
+
+def test_neither_help_nor_completion_imports_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_TORCH, str(tmp_path / "found"), "cifargan train model=reac"]
+    subprocess.run(command, capture_output=True, check=True)
+    assert (tmp_path / "found").read_text().strip() == "model=reacgan"
 
 
 def typed(shell: list[str], setup: str, line: str, wanted: str) -> str:
-    """What an interactive shell shows when a line and Tab are typed."""
+    """The output of an interactive shell when a line and Tab are typed."""
     child, terminal = pty.fork()
     if child == 0:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -145,18 +175,3 @@ def test_a_real_shell_completes(shell: list[str], setup: str) -> None:
         pytest.skip(f"{shell[0]} is not installed")
     assert "model=reacgan" in typed(shell, setup, "cifargan train model=reac", "model=reacgan")
     assert "trainer.ema.decay=" in typed(shell, setup, "cifargan train trainer.ema.dec", "trainer.ema.decay=")
-
-
-@pytest.mark.slow
-def test_fish_completes() -> None:
-    fish = shutil.which("fish")
-    if fish is None:
-        pytest.skip("fish is not installed")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    code = (
-        "cifargan completion fish | source; complete -C 'cifargan train model=reac'; complete -C 'cifargan runs comp'"
-    )
-    ran = subprocess.run(
-        [fish, "--no-config", "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
-    )
-    assert ran.stdout.split() == ["model=reacgan", "compare"]

@@ -73,7 +73,7 @@ def test_typos_are_told(command: Command) -> None:
         (("data", "inspect", "data=digits", "data.clases=[1]"), "did you mean data.classes"),
         (("data", "inspect", "pictures"), "data=folder data.root=pictures"),
         (("data", "inspect", "--ot", "x"), "did you mean --out"),
-        (("data", "inspect", "data=digits", "--low-contrast", "2"), "no number from 0 to below 1"),
+        (("data", "inspect", "data=digits", "--low-contrast", "2"), "not a number from 0 to below 1"),
     ):
         ran = command(*arguments)
         assert ran.returncode == 2

@@ -1,4 +1,4 @@
-"""`cifargan doctor`: what it sees, and when it fails."""
+"""`cifargan doctor`: its findings, and when it fails."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +23,11 @@ def own_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CIFARGAN_INCEPTION_WEIGHTS", raising=False)
 
 
-def test_a_bare_machine_is_well_and_told_what_it_could_get(command: Command, files: Callable[[], object]) -> None:
+def test_a_bare_machine_is_fine_and_says_what_can_be_added(command: Command, files: Callable[[], object]) -> None:
     ran = command("doctor")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = lines(ran)
-    assert found["torch"].startswith("ok ")
+    assert "torch 2" in found["cifargan"]
     assert found["CIFAR-10"].startswith("- ")
     assert "CIFAR-10: cifargan data fetch" in ran.stdout
     assert found["Inception"].startswith("- ")
@@ -36,22 +36,21 @@ def test_a_bare_machine_is_well_and_told_what_it_could_get(command: Command, fil
     assert files() == {}
 
 
-def test_a_place_that_cannot_be_written_is_broken(command: Command, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_or_is_full_is_broken(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     ran = command("doctor", "--output-root", "file/runs")
     assert ran.returncode == 2
     assert lines(ran)["output_root"].startswith("! ")
     assert ran.stdout.endswith("broken: output_root\n")
-
-
-def test_little_space_is_broken(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LITTLE", 1e18)
     ran = command("doctor")
     assert ran.returncode == 2
     assert "output_root: free some space" in ran.stdout
 
 
-def test_weights_that_are_named_must_be_there(
+def test_weights_named_in_the_environment_must_exist(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIFARGAN_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
@@ -59,10 +58,10 @@ def test_weights_that_are_named_must_be_there(
     (tmp_path / "none.pth").write_bytes(b"other")
     ran = command("doctor")
     assert ran.returncode == 0
-    assert "other weights than the published ones" in lines(ran)["Inception"]
+    assert "not the published weights" in lines(ran)["Inception"]
 
 
-def test_what_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch>=2", "nothing-like-it>=1", 'unheard-of>=2; extra == "more"', 'torch>=1; extra == "same"']
     monkeypatch.setattr(doctor, "requires", lambda name: asked)
     ran = command("doctor")
@@ -70,17 +69,15 @@ def test_what_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch
     found = lines(ran)
     assert found["nothing-like-it"].startswith("! ")
     assert found["extra more"].startswith("- ")
-    assert found["extra same"].startswith("ok ")
+    assert "extra same" not in found
     assert "pip install 'cifargan[more]'" in ran.stdout
 
 
-def test_a_gpu_that_torch_cannot_use_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_cannot_use_or_that_fails_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifargan.device.unused_gpu", lambda: "its driver is too old")
     gpu, _ = doctor.hardware()
     assert (gpu.state, gpu.advice) == ("!", "its driver is too old")
 
-
-def test_a_gpu_that_fails_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(index: int) -> Any:
         raise RuntimeError("no kernel image")
 

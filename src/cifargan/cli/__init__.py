@@ -1,5 +1,6 @@
 """The command line: one file per command, and one place where errors become a line."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -44,6 +45,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for what the user can mend, 130 and 143 for signals."""
+    if "_ARGCOMPLETE" in os.environ:
+        from cifargan.cli.completion import complete
+
+        return complete()
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]

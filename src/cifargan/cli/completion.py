@@ -1,263 +1,137 @@
-"""`cifargan completion`: Tab for bash, zsh and fish.
+"""`cifargan completion`: Tab in bash, zsh and fish.
 
-The scripts ask `cifargan completion --words ...` what may come next. That reads the shipped YAML files, and the flags out
-of the commands' source, so it imports neither torch nor Hydra and cannot fall behind.
+argcomplete supplies the shell scripts. They run `cifargan` with `_ARGCOMPLETE` set; `complete` then builds the parser of
+the one command that is being typed. Hydra's own completion supplies groups, choices and keys.
 """
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
+import argparse
+import os
+from collections.abc import Iterable
+from importlib import import_module
+
+import argcomplete
+from argcomplete.lexers import split_line
+from argcomplete.shell_integration import shellcode
 
 from cifargan.cli import COMMANDS, SHARED
-from cifargan.config_files import all_groups, choices, find, groups, keys_of, known_keys, options
+from cifargan.cli.options import Parser, completed_by
 from cifargan.errors import UserError, did_you_mean
 
-BASH = """# cifargan: eval "$(cifargan completion bash)", for good in ~/.bashrc
-_cifargan() {
-  local line="${COMP_LINE:0:COMP_POINT}" words
-  # Bash cuts words at = and : too, which belong to key=value here.
-  read -r -a words <<< "$line"
-  [[ "$line" == *[[:space:]] ]] && words+=("")
-  local current="${words[${#words[@]}-1]}" cut="" found
-  [[ "$COMP_WORDBREAKS" == *=* && "$current" == *=* ]] && cut="${current%"${current##*=}"}"
-  COMPREPLY=()
-  while IFS= read -r found; do COMPREPLY+=("${found#"$cut"}"); done \\
-    < <("${words[0]}" completion --words "${words[@]:1}" 2>/dev/null)
-  if [[ ${#COMPREPLY[@]} -eq 0 ]]; then
-    compopt -o default 2>/dev/null
-  elif [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.,] ]]; then
-    compopt -o nospace 2>/dev/null
-  fi
-}
-complete -F _cifargan cifargan
-"""
-
-ZSH = """#compdef cifargan
-# cifargan: eval "$(cifargan completion zsh)" after compinit, for good in ~/.zshrc
-_cifargan() {
-  local -a found open closed
-  found=("${(@f)$("${words[1]}" completion --words "${(@)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
-  found=(${found:#})
-  if (( ! ${#found} )); then _files; return; fi
-  open=(${(M)found:#*[=.,]})
-  closed=(${found:#*[=.,]})
-  (( ${#open} )) && compadd -S '' -- "${open[@]}"
-  (( ${#closed} )) && compadd -- "${closed[@]}"
-}
-compdef _cifargan cifargan
-"""
-
-FISH = """# cifargan: cifargan completion fish | source, for good in ~/.config/fish/completions/cifargan.fish
-function __cifargan_complete
-  set -l words (commandline -opc) (commandline -ct)
-  $words[1] completion --words $words[2..-1] 2>/dev/null
-end
-complete -c cifargan -f -a '(__cifargan_complete)'
-complete -c cifargan -n 'not count (__cifargan_complete) >/dev/null' -F
-"""
-
-SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-
+SHELLS = ("bash", "zsh", "fish")
 HELP = """cifargan completion bash|zsh|fish
 
-Prints a script that lets Tab complete commands, their flags, groups, choices and keys:
-  bash   eval "$(cifargan completion bash)"        for good: in ~/.bashrc
-  zsh    eval "$(cifargan completion zsh)"         for good: in ~/.zshrc, after compinit
-  fish   cifargan completion fish | source         for good: in ~/.config/fish/config.fish
+Prints a script that lets Tab complete commands, flags, groups, choices and keys:
+  bash   eval "$(cifargan completion bash)"     permanently: in ~/.bashrc
+  zsh    eval "$(cifargan completion zsh)"      permanently: in ~/.zshrc, after compinit
+  fish   cifargan completion fish | source      permanently: in ~/.config/fish/config.fish
 """
-
-TRAIN_FLAGS = ("-m", "--multirun", "--cfg", "--info", "--config-dir", "--config-name", "--resolve", "--help")
-WITH_OVERRIDES = ("train", "tune", "data inspect")  # commands that take key=value
+# Settings that are not in the configs, and those with a short list of values.
+TUNE = ("n_trials", "storage", "study", "objective", "pruner")
 VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "bf16", "fp16", "fp32"),
     "resume": ("latest",),
     "sweep": ("resume",),
-    "--cfg": ("job", "hydra", "all"),
+    "pruner": ("median", "hyperband", "none"),
 }
 
 
 def run(arguments: list[str]) -> int:
-    """Print a script, or, for such a script, what may come next."""
-    if arguments and arguments[0] == "--words":
-        print("".join(f"{word}\n" for word in complete(arguments[1:])), end="")
-        return 0
+    """Print the script for a shell."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
     shell = arguments[0]
-    if shell not in SCRIPTS:
-        hint = did_you_mean(shell, SCRIPTS) or f"; choose from {', '.join(SCRIPTS)}"
+    if shell not in SHELLS:
+        hint = did_you_mean(shell, SHELLS) or f"; choose from {', '.join(SHELLS)}"
         raise UserError(f"cifargan completion {shell}: no such shell{hint}")
-    print(SCRIPTS[shell], end="")
+    print(shellcode(["cifargan"], shell=shell))
     return 0
 
 
-def complete(words: list[str]) -> list[str]:
-    """What the last of some words may become.
+def complete() -> int:
+    """Answer the shell's question in `COMP_LINE` and end the process; 1 if there is no answer."""
+    words = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))[3][1:]
+    if not words:
+        offer(_choice("cifargan", [*COMMANDS, "--help", "--version"]))
+    name, *rest = words
+    if name not in COMMANDS:
+        return 1
+    if name == "completion":
+        offer(_choice("cifargan completion", SHELLS))
+    if name in ("train", "tune"):
+        offer(_with_overrides(name))
+    module_name, function = SHARED.get(name, (name, "run"))
+    module = import_module(f"cifargan.cli.{module_name}")
+    if (commands := getattr(module, "COMMANDS", None)) and not rest:
+        offer(_choice(f"cifargan {name}", commands))
+    # The command's own `parse_args` calls `offer`, before the command does anything.
+    getattr(module, function)(rest or ["--help"] if commands else rest)
+    return 1
+
+
+def offer(parser: argparse.ArgumentParser) -> None:
+    """Print what may come next according to a parser, and end the process."""
+    os.environ["_ARGCOMPLETE"] = str(len(parser.prog.split()))
+    argcomplete.autocomplete(parser, always_complete_options=False)
+
+
+def _choice(prog: str, words: Iterable[str]) -> Parser:
+    p = Parser(prog=prog)
+    completed_by(p.add_argument("word", nargs="?"), lambda **_: words)
+    return p
+
+
+def _with_overrides(name: str) -> Parser:
+    from cifargan.compose import CFG, CONFIG_DIR, INFO, SWEEP
+
+    p = Parser(prog=f"cifargan {name}")
+    if name == "train":
+        p.add_argument(*SWEEP, action="store_true")
+        p.add_argument(*CFG, choices=("job", "hydra", "all"))
+        p.add_argument(*INFO, nargs="?")
+        p.add_argument("--resolve", action="store_true")
+        p.add_argument("--config-name", "-cn")
+    p.add_argument(*CONFIG_DIR)
+    own = [f"{key}=" for key in (TUNE if name == "tune" else ("resume", "sweep"))]
+
+    def completer(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+        return [*(own if "=" not in prefix else ()), *overrides(prefix, parsed_args)]
+
+    completed_by(p.add_argument("overrides", nargs="*"), completer)
+    return p
+
+
+def overrides(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """What an override of `train` may become: groups, their choices, and keys, one level at a time.
 
     Args:
-        words: what stands behind `cifargan`; the last, which may be empty, is being written.
-
-    Returns:
-        Whole words, sorted. Those that end in = . or , are to be gone on with.
+        prefix: What is typed of it. In a sweep or a list, the last value is completed.
+        parsed_args: Its `overrides` are the earlier ones, which decide what there is to choose from.
     """
-    *before, current = words or [""]
-    if not before:
-        return _starting([*COMMANDS, "--help", "--version"], current)
-    command = before[0]
-    if command not in COMMANDS:
-        return []
-    source = Source(command)
-    if source.commands and len(before) == 1:
-        return _starting([*source.commands, "--help"], current)
-    sub = before[1] if source.commands else ""
-    name = f"{command} {sub}".strip()
-    flags = [*TRAIN_FLAGS] if command == "train" else [*source.flags(sub), "--help"]
-    if current.startswith("-"):
-        return _starting(flags, current)
-    if choices := source.choices(sub, before[-1]) or list(VALUES.get(before[-1], ())):
-        return _starting(choices, current)
-    if before[-1].startswith("--") and command != "train":
-        return []  # what it wants is a file or a number
-    if name in WITH_OVERRIDES:
-        own = _starting([f"{key}=" for key in source.own], current)
-        return own + overrides(before[1:], current, data_only=command == "data")
-    return _starting(_arguments(command, before), current)
+    from hydra import initialize_config_dir
+    from hydra._internal.core_plugins.bash_completion import BashCompletion
+    from hydra.core.global_hydra import GlobalHydra
 
+    from cifargan.schema import conf_dir
 
-def _arguments(command: str, before: list[str]) -> list[str]:
-    """What a command takes that is no flag."""
-    if command == "ls":
-        return all_groups()
-    if command == "cat" or (command == "cp" and len(before) == 1):
-        return ["train", *(f"{group}/{name}" for group in all_groups() for name in options(group))]
-    if command == "completion":
-        return [*SCRIPTS]
-    return options("experiment") if command == "bench" and len(before) == 1 else []
+    key, equals, value = prefix.partition("=")
+    before = value[: max(value.rfind(","), value.rfind("[")) + 1]
+    if equals and key in VALUES:
+        return [f"{key}={before}{one}" for one in VALUES[key]]
+    earlier = [word for word in getattr(parsed_args, "overrides", None) or [] if "=" in word and " " not in word]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        hydra = BashCompletion(GlobalHydra.instance().config_loader())
 
+        def ask(word: str) -> list[str]:
+            try:
+                return hydra._query("train", " ".join([*earlier, word]) or " ")
+            except Exception:  # an earlier word that cannot be composed; there is nobody to tell
+                return []
 
-def overrides(before: list[str], current: str, *, data_only: bool = False) -> list[str]:
-    """Groups, their choices, and keys, one level at a time.
-
-    Args:
-        before: the words before, which say what is chosen in a group.
-        current: what is being written.
-        data_only: whether only what belongs to `data` makes sense.
-    """
-    key, equals, value = current.partition("=")
-    if equals:
-        stem, comma, last = value.rpartition(",")
-        found = choices(key) if key in all_groups() else list(VALUES.get(key, ()))
-        taken = stem.split(",")
-        return [f"{key}={stem}{comma}{one}" for one in _starting(found, last) if not comma or one not in taken]
-    prefix = key[: key.rfind(".") + 1]
-    keys = sorted(set(_keys(before)))
-    holders = {one.rpartition(".")[0] for one in keys if "." in one}
-    found = [] if prefix else [f"{group}=" for group in all_groups()]
-    found += ["resume=", "sweep="] if not prefix else []
-    for one in keys:
-        if one.startswith(prefix) and "." not in one[len(prefix) :]:
-            found.append(f"{one}." if one in holders else f"{one}=")
-    if not prefix:
-        found += [f"{group}." for group in groups() if any(one.startswith(f"{group}.") for one in keys)]
-    if data_only:
-        found = [one for one in found if one.startswith("data")]
-    return _starting(sorted(set(found)), current)
-
-
-def _keys(before: list[str]) -> Iterator[str]:
-    """The keys of all configs, those of another choice in a group than the one made left out."""
-    made = {}
-    for word in before:
-        group, equals, name = word.partition("=")
-        if equals and group in groups() and name in options(group):
-            made[group] = name
-    others = [group for group in ("data", "evaluator") if group in made]
-    for one in known_keys():
-        if one.partition(".")[0] not in others:
-            yield one
-    for group in others:
-        shared = find(f"{group}/{made[group]}").path
-        yield from keys_of(shared)
-        if (common := shared.with_name("_shared.yaml")).exists():
-            yield from keys_of(common)
-
-
-def _starting(words: list[str], current: str) -> list[str]:
-    return sorted({word for word in words if word.startswith(current)})
-
-
-class Source:
-    """The flags of a command, read out of its source as text.
-
-    Args:
-        command: its name.
-    """
-
-    def __init__(self, command: str) -> None:
-        module, self._entry = SHARED.get(command, (command, "run"))
-        folder = Path(__file__).parent
-        self._functions: dict[str, ast.FunctionDef] = {}
-        for path in (folder / "options.py", folder / f"{module}.py"):
-            if path.exists():
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                self._functions |= {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        self.commands = _table(tree, "COMMANDS")
-        self.own = _table(tree, "OWN")
-
-    def flags(self, sub: str) -> list[str]:
-        """Every long flag of a command, or of one of its own commands."""
-        return sorted({flag for flag, _ in self._declared(sub)})
-
-    def choices(self, sub: str, flag: str) -> list[str]:
-        """The values that a flag allows, where they are listed."""
-        return [value for name, values in self._declared(sub) if name == flag for value in values]
-
-    def _declared(self, sub: str) -> Iterator[tuple[str, list[str]]]:
-        pending, seen = [self.commands.get(sub, self._entry)], set()
-        while pending:
-            name = pending.pop()
-            if name in seen or name not in self._functions:
-                continue
-            seen.add(name)
-            for node in ast.walk(self._functions[name]):
-                if not isinstance(node, ast.Call):
-                    continue
-                if isinstance(node.func, ast.Name):
-                    pending.append(node.func.id)
-                elif isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-                    yield from _flag(node)
-
-
-def _flag(node: ast.Call) -> Iterator[tuple[str, list[str]]]:
-    values: list[str] = []
-    for keyword in node.keywords:
-        if keyword.arg == "choices" and isinstance(keyword.value, ast.Tuple | ast.List):
-            values = [
-                one.value for one in keyword.value.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)
-            ]
-    for argument in node.args:
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.startswith("--"):
-            yield argument.value, values
-
-
-def _table(tree: ast.Module, name: str) -> dict[str, str]:
-    """A dict at the top of a module: its keys, and the names of the functions behind them where there are such."""
-    for node in tree.body:
-        target = (
-            node.target
-            if isinstance(node, ast.AnnAssign)
-            else node.targets[0]
-            if isinstance(node, ast.Assign)
-            else None
-        )
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
-            continue
-        if isinstance(target, ast.Name) and target.id == name:
-            return {
-                key.value: value.id if isinstance(value, ast.Name) else ""
-                for key, value in zip(node.value.keys, node.value.values, strict=True)
-                if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            }
-    return {}
+        found = ask(f"{key}{equals}{value[len(before) :]}")
+        while len(found) == 1 and found[0].endswith("."):
+            found = ask(found[0])  # a node alone would be taken for a whole word
+    taken = before.strip("[").split(",")
+    values = [one.partition("=") for one in found]
+    return [f"{a}{b}{before}{c}" if equals else f"{a}{b}{c}" for a, b, c in values if not equals or c not in taken[:-1]]

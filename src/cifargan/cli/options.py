@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,12 +23,33 @@ class Parser(argparse.ArgumentParser):
         formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100)
         super().__init__(formatter_class=formatter, **settings)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or complete for a shell and end the process."""
+        self._complete()
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or complete for a shell and end the process."""
+        self._complete()
+        return super().parse_intermixed_args(args, namespace)
+
+    def _complete(self) -> None:
+        if "_ARGCOMPLETE" in os.environ:
+            from cifargan.cli.completion import offer
+
+            offer(self)
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing a page of usage."""
         hint = ""
         if unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             hint = did_you_mean(unknown[1], self._option_string_actions)
         raise UserError(f"{message}{hint or f'; see {self.prog} --help'}")
+
+
+def completed_by(action: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:
+    """Let `completer(prefix, parsed_args, **others)` supply the values of an argument to a shell."""
+    action.completer = completer  # type: ignore[attr-defined]
 
 
 def positive(text: str) -> float:
