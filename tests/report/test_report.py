@@ -98,18 +98,15 @@ def test_no_text_of_a_file_becomes_markup(make_run: MakeRun, record: Line, tmp_p
     assert page.text.count("<script>alert(1)</script>") > 20
     assert "{{ 7*7 }}" in page.text
     assert "http" not in page.source.replace("http-equiv", "")
-    for picture in page.pictures("svg+xml"):
-        assert b"alert" not in base64.b64decode(str(picture["src"]).partition(",")[2])
-
-
-def test_the_policy_allows_no_script_and_no_address(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write([make_run()], tmp_path / "page.html")
+    # Should escaping ever fail, the policy still allows no script and no address.
     (policy,) = [
         str(found["content"]) for _, found in page.tags if found.get("http-equiv") == "Content-Security-Policy"
     ]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert (rules["default-src"], rules["img-src"]) == ("'none'", "data:")
     assert not any(name.startswith("script") for name in rules)
+    for picture in page.pictures("svg+xml"):
+        assert b"alert" not in base64.b64decode(str(picture["src"]).partition(",")[2])
 
 
 def test_what_a_reader_finds(make_run: MakeRun, record: Line, tmp_path: Path) -> None:
@@ -164,12 +161,6 @@ def test_damaged_files_cost_their_part_of_the_page(make_run: MakeRun, record: Li
     assert "1 pictures cannot be read" in page.text
     assert len(page.pictures()) == 1
     assert page.charts() == []
-
-
-def test_the_same_runs_give_the_same_charts(make_run: MakeRun, tmp_path: Path) -> None:
-    folder = make_run()
-    first, second = (write([folder], tmp_path / name).pictures("svg+xml") for name in ("a.html", "b.html"))
-    assert first == second != []
 
 
 def test_pictures_are_few_evenly_spread_and_in_order(make_run: MakeRun, tmp_path: Path) -> None:
