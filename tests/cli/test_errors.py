@@ -208,7 +208,7 @@ def test_a_resumption_that_does_not_fit_leaves_the_run_as_it_is(
 def test_a_second_run_does_not_touch_the_first(command: Command, run: Path, files: Files, quick: list[str]) -> None:
     before = files()
     message = the_error(command("train", *quick, f"hydra.run.dir={run}"))
-    assert message.startswith(f"{run} already holds a run: go on with it by resume={run}")
+    assert message.startswith(f"{run} already holds a run: resume it by resume={run}")
     assert files() == before
     sweep = command("train", "-m", *quick, f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run")
     assert sweep.returncode == 2
