@@ -95,7 +95,7 @@ def test_the_wheel_carries_the_configuration_and_nothing_foreign(wheel: Path) ->
     files = [path for kind in ("*.py", "*.j2") for path in (PROJECT / "src").rglob(kind)]
     assert {path.relative_to(PROJECT / "src").as_posix() for path in files} <= names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"cifargan", "hydra_plugins", f"cifargan-{cifargan.__version__}.dist-info"}
+    assert tops == {"cifargan", f"cifargan-{cifargan.__version__}.dist-info"}
     assert {Path(name).suffix for name in names if name.startswith("cifargan/")} <= {".py", ".yaml", ".j2", ".typed"}
 
 

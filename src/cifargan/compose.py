@@ -1,5 +1,6 @@
 """What stands on the command line of `train`, put into the order and the form that Hydra understands."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -85,3 +86,8 @@ def value_of(override: str) -> str:
 def key_of(override: str) -> str:
     """What an override sets, without `+`, `++` or `~`."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def quoted(text: str | Path) -> str:
+    """A path or text as the value of an override."""
+    return "'" + str(text).replace("'", "\\'") + "'"

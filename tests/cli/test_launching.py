@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.cli import launching
 from cifargan.cli import sweep as sweep_module
-from cifargan.cli.launching import beside_others, cuda_place, hand_back, line_about, require_launcher
-from cifargan.cli.sweep import Sweep
-from cifargan.cli.train import Outcome, job
+from cifargan.cli.launching import beside_others, free_device, hand_back, require_launcher
+from cifargan.cli.sweep import FILE, Sweep, folder_of
+from cifargan.cli.train import Outcome
+from cifargan.cli.train import job as train_job
 from cifargan.config_files import LAUNCHER, options
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
@@ -92,6 +93,7 @@ def test_the_shipped_slurm_launcher_is_submitits_and_goes_on_by_itself() -> None
 
 def test_the_shipped_ray_launcher_asks_for_a_gpu_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the schema of Ray's launcher, which cannot be installed beside joblib's."""
+    launcher()  # loads plugins, which register in the store
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     schema = {"_target_": "RayLauncher", "ray": {"init": {"address": None}, "remote": {}}}
@@ -125,62 +127,84 @@ def test_a_notice_goes_back_to_the_launcher_once_it_was_heeded(notice: signal.Si
     hand_back(notice)
 
 
+def running(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """Let Hydra seem to run the job of these overrides."""
+    config = OmegaConf.create({"overrides": {"task": list(overrides)}})
+    monkeypatch.setattr(sweep_module, "HydraConfig", SimpleNamespace(get=lambda: config))
+
+
 @pytest.mark.usefixtures("own_signals")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (None, "finished"),
+        (InterruptedRunError(signal.SIGTERM, "stopped at step 1"), "stopped at step 1"),
+        (UserError("no \x1b"), r"no \x1b"),
+        (KeyError("x"), "failed: KeyError('x'), see train.log"),
+    ],
+)
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_signal_to_one_job_ends_the_sweep_only_where_it_is_the_sweeps_process(
-    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_line_about_each_job_and_a_signal_to_one(
+    error: Exception | None,
+    words: str,
+    apart: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "0").mkdir()
-    monkeypatch.setattr(sweep_module, "HydraConfig", running_in(tmp_path / "0"))
-    error = InterruptedRunError(signal.SIGTERM, "stopped at step 1")
-    sweep = Sweep(
-        lambda *_: Outcome(tmp_path / "0", [], None, error), [], resume=False, directory=tmp_path, apart=apart
-    )
+    running(monkeypatch, "seed=1")
+    result = Result(1, None, None) if error is None else None
+    sweep = Sweep(lambda *_: Outcome(tmp_path, [], result, error), [], tmp_path, apart=apart)
     sweep(OmegaConf.create({"resume": None, "device": "cpu", "trainer": {}}))
-    assert sweep.stop_signal == (None if apart else signal.SIGTERM)
-    assert capsys.readouterr().err == ("job 0 stopped at step 1\n" if apart else "")
+    # In the process of the sweep, a signal to the job is one to the sweep.
+    assert sweep.stop_signal == (signal.SIGTERM if hasattr(error, "signal") and not apart else None)
+    line = capsys.readouterr().err
+    assert (line.startswith(f"job {folder_of(['seed=1'])}: ") and words in line) if apart else line == ""
 
 
-def test_a_job_that_is_started_once_more_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDirectory(tmp_path / "0")
-    run.path.mkdir()
-    monkeypatch.setattr(sweep_module, "HydraConfig", running_in(run.path))
+def test_a_job_resumes_or_returns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running(monkeypatch, "seed=1")
+    run = RunDirectory(tmp_path / folder_of(["seed=1"]))
     seen = []
 
-    def train(config: DictConfig, command: list[str]) -> Outcome:
+    def train(config: DictConfig, command: list[str], folder: Path) -> Outcome:
         seen.append(config.resume)
-        (run.path / "provenance.json").touch()
-        return Outcome(run.path, [], Result(1, None, None), None)
+        assert folder == run.path
+        (folder / "provenance.json").touch()
+        return Outcome(folder, [], Result(1, None, None), None)
 
-    sweep = Sweep(train, [], resume=False, directory=tmp_path)
-    for resume in (None, None, "elsewhere"):
-        sweep(OmegaConf.create({"resume": resume}))
-    assert seen == [None, str(run.path), "elsewhere"]
-
-
-def running_in(folder: Path) -> SimpleNamespace:
-    """HydraConfig, in a job whose folder this is."""
-    return SimpleNamespace(get=lambda: OmegaConf.create({"runtime": {"output_dir": str(folder)}}))
+    sweep = Sweep(train, [], tmp_path)
+    for _ in range(2):
+        sweep(OmegaConf.create({"resume": None}))
+    run.set_status("finished", step=1)
+    sweep(OmegaConf.create({"resume": None}))
+    run.set_status("interrupted", step=1)
+    with run.lock():
+        run.set_status("running", step=1)
+        sweep(OmegaConf.create({"resume": None}))
+    sweep.stop(signal.SIGINT)
+    sweep(OmegaConf.create({"resume": None}))
+    assert seen == [None, str(run.path)]
 
 
 def test_jobs_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with ExitStack() as first, ExitStack() as second:
-        assert first.enter_context(cuda_place(tmp_path, "auto")) == "cuda:0"
-        assert second.enter_context(cuda_place(tmp_path, "auto")) == "cuda:1"
-        with cuda_place(tmp_path, "auto") as shared:
+        assert first.enter_context(free_device(tmp_path, "auto")) == "cuda:0"
+        assert second.enter_context(free_device(tmp_path, "auto")) == "cuda:1"
+        with free_device(tmp_path, "auto") as shared:
             assert shared in ("cuda:0", "cuda:1")
-        with cuda_place(tmp_path, "cpu") as chosen:
+        with free_device(tmp_path, "cpu") as chosen:
             assert chosen == "cpu"
         first.close()
-        with cuda_place(tmp_path, "auto") as free:
+        with free_device(tmp_path, "auto") as free:
             assert free == "cuda:0"
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_gpu_is_left_to_auto(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with cuda_place(tmp_path, "auto") as device:
+    with free_device(tmp_path, "auto") as device:
         assert device == "auto"
     assert list(tmp_path.iterdir()) == []
 
@@ -198,7 +222,7 @@ def test_a_job_beside_others_is_silent_and_stopped_by_its_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launching, "POLL", 0.01)
-    sweep = Sweep(job, [], resume=False, directory=tmp_path, apart=True)
+    sweep = Sweep(train_job, [], tmp_path, apart=True)
     run = RunDirectory(tmp_path / "0")
     run.path.mkdir()
     got: list[int] = []
@@ -228,16 +252,6 @@ def test_a_job_beside_others_is_silent_and_stopped_by_its_sweep(
     assert capsys.readouterr().err == ""
 
 
-def test_the_line_about_a_job() -> None:
-    path = Path("sweep/3")
-    assert line_about(Outcome(path, [], Result(9, 6, 12.345), None)) == "job 3 finished: step 9, best score 12.35"
-    assert line_about(Outcome(path, [], None, UserError("no \x1b"))) == r"job 3 failed: no \x1b"
-    assert line_about(Outcome(path, [], None, InterruptedRunError(2, "stopped at step 1"))) == "job 3 stopped at step 1"
-    assert "a bug in cifargan, see sweep/3/train.log: KeyError('x')" in line_about(
-        Outcome(path, [], None, KeyError("x"))
-    )
-
-
 @pytest.fixture
 def few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread a process, and no worker left behind."""
@@ -248,21 +262,24 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_threads")
-@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
-def test_six_jobs_in_other_processes(
-    launcher: tuple[str, ...], command: Command, quick: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize(
+    ("launcher", "seeds"), [(("joblib", "hydra.launcher.n_jobs=2"), "1,2"), (("submitit_local",), "1")]
+)
+def test_jobs_in_other_processes(
+    launcher: tuple[str, ...], seeds: str, command: Command, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
     options = (f"hydra/launcher={launcher[0]}", *launcher[1:], "hydra.sweep.dir=sweep")
-    ran = command("train", "-m", *quick, "trainer.batch_size=0,4,2", "seed=1,2", *options)
+    ran = command("train", "-m", *quick, "trainer.batch_size=0,4", f"seed={seeds}", *options)
     assert ran.returncode == 2, ran.stderr
-    assert ran.stdout.splitlines()[-1] == f"4 of 6 jobs finished, in {tmp_path / 'sweep'}"
-    assert ran.stdout.count("trainer.batch_size=0: must be at least 1") == 2
-    jobs = json.loads((tmp_path / "sweep" / "summary.json").read_text())["jobs"]
-    assert [job["status"] for job in jobs] == ["failed"] * 2 + ["finished"] * 4
-    for number in range(2, 6):
-        log = (tmp_path / "sweep" / str(number) / "train.log").read_text()
+    n = len(seeds.split(","))
+    assert ran.stdout.splitlines()[-1] == f"{n} of {2 * n} jobs finished, in {tmp_path / 'sweep'}"
+    assert ran.stdout.count("trainer.batch_size=0: must be at least 1") == n
+    jobs = json.loads((tmp_path / "sweep" / FILE).read_text())["jobs"]
+    assert [job["status"] for job in jobs] == ["failed"] * n + ["finished"] * n
+    for job in jobs[n:]:
+        folder = tmp_path / "sweep" / job["folder"]
+        log = (folder / "train.log").read_text()
         assert log.count("finished: ") == log.count("step 2/2") == 1
-        (session,) = json.loads((tmp_path / "sweep" / str(number) / "provenance.json").read_text())["sessions"]
+        (session,) = json.loads((folder / "provenance.json").read_text())["sessions"]
         assert session["command"][:2] == ["cifargan train", "-m"]
-    # The terminal is not where the jobs talk.
-    assert ran.stderr.count("\n") == 1
+    assert "step 2/2" not in ran.stderr + ran.stdout  # the terminal has no job's log

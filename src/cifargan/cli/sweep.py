@@ -1,186 +1,102 @@
-"""`cifargan train -m`: which jobs a sweep has, where each lies, which of them are to do, and how the sweep ends."""
+"""`cifargan train -m`: the jobs of a sweep, the folder of each, and how the sweep ends."""
 
-import itertools
+import hashlib
 import json
-import shutil
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.cli.launching import PLACES, beside_others, hand_back, line_about
-from cifargan.compose import key_of
+from cifargan.cli.launching import beside_others, hand_back
+from cifargan.compose import key_of, value_of
+from cifargan.config_files import LAUNCHER
 from cifargan.errors import UserError, did_you_mean
+from cifargan.explain import explain
 from cifargan.files import write_json
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.lock import is_locked
+from cifargan.schema import conf_dir
 from cifargan.training.interruption import Interruption
+from cifargan.untrusted import readable
 
 if TYPE_CHECKING:
     from cifargan.cli.train import Outcome
 
-SWEEPER = "hydra/sweeper=cifargan"
-FILE = "summary.json"
-STOPPED = ".stopped"  # in the sweep's folder: no further job begins; holds the number of the signal
+FILE = "summary.json"  # in the sweep's folder: its jobs, and their results once it has ended
+STOPPED = ".stopped"  # in the sweep's folder: no further job starts; holds the number of the signal
 POLL = 0.5  # s
-NO_IDENTITY = ("resume", "sweep", "output_root")  # settings that say where and how, but not what
+NO_IDENTITY = ("resume", "sweep", "output_root")  # settings that do not change what a job trains
+READABLE = 60  # characters of a folder's name that say which job it holds
 
-
-class LauncherError(UserError):
-    """The launcher ended before its jobs did."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One combination and the folder of its run."""
-
-    directory: Path
-    overrides: tuple[str, ...]
+Jobs = dict[str, tuple[str, ...]]  # the overrides of each job, by the name of its folder
 
 
 @dataclass
 class Sweep:
-    """The jobs of a sweep; called by Hydra with the configuration of one of them, in whatever process.
+    """The jobs of a sweep; Hydra calls it with the configuration of each, in any process.
 
     Attributes:
-        train: trains one job and says how it ended.
+        train: trains one job in a folder and returns how it ended.
         command: the command line, for the provenance.
-        resume: whether to go on with a sweep of the same jobs.
-        directory: the sweep's folder, once it is planned.
-        jobs: all of its jobs, once they are planned.
-        apart: whether they run in other processes.
+        directory: the sweep's folder.
+        jobs: all jobs that were ever started in that folder, and those of this command line.
+        apart: whether each job runs in a process of its own.
     """
 
-    train: "Callable[[DictConfig, list[str]], Outcome]"
+    train: "Callable[[DictConfig, list[str], Path], Outcome]"
     command: list[str]
-    resume: bool
-    directory: Path = Path()
-    jobs: list[Job] = field(default_factory=list)
+    directory: Path
+    jobs: Jobs = field(default_factory=dict)
     apart: bool = False
 
     def __call__(self, config: DictConfig) -> None:
-        """Train one job, unless the sweep was stopped before its turn came."""
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        if self.stop_signal is not None:
-            if not any(directory.iterdir()):
-                directory.rmdir()
+        """Train, resume or skip one job."""
+        run = RunDirectory(self.directory / folder_of(HydraConfig.get().overrides.task))
+        status = run.status().get("status")
+        if self.stop_signal is not None or status == "finished":
             return
-        run = RunDirectory(directory)
-        if config.resume is None and run.holds_a_run():
-            # The folder was this job's alone when the sweep gave it one: whoever launched it has done so before.
-            config.resume = str(directory)
+        if status == "running":
+            tell(f"{run.path} is being trained by another process: skipped")
+            return
+        if run.holds_a_run():
+            config.resume = str(run.path)
+        run.path.mkdir(parents=True, exist_ok=True)
         with beside_others(self, run, config) if self.apart else nullcontext():
-            outcome = self.train(config, self.command)
-        number = getattr(outcome.error, "signal", None)
+            outcome = self.train(config, self.command, run.path)
+        error, number = outcome.error, getattr(outcome.error, "signal", None)
         if self.apart:
-            # All that is on the terminal of it.
-            tell(line_about(outcome))
+            reason = (
+                "finished" if error is None else explain(error) or f"failed: {error!r}, see train.log in its folder"
+            )
+            tell(f"job {run.path.name}: {readable(reason)}")
             if number is not None:
                 hand_back(number)
         elif number is not None:
-            # One Ctrl-C ends a sweep, not one of its jobs.
-            self.stop(number)
+            self.stop(number)  # in one process, a signal to the job is meant for the sweep
 
-    def plan(self, config: DictConfig, jobs: Sequence[list[str]]) -> list[list[str]]:
-        """Give each job its folder, and note the plan in the sweep's folder.
-
-        Args:
-            config: Hydra's configuration of the whole sweep.
-            jobs: the overrides of each job.
-
-        Returns:
-            The overrides of the jobs that are to do, with what sends each to its folder.
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While entered, Hydra runs the jobs. A signal lets running jobs save, and no other job starts.
 
         Raises:
-            UserError: the folder holds another sweep, or several sweeps may be meant.
+            HydraException: the overrides of a job cannot be composed.
         """
-        if any(key_of(override) == "hydra.sweep.subdir" for override in config.hydra.overrides.hydra):
-            raise UserError("hydra.sweep.subdir: a sweep numbers the folders of its jobs: leave it out")
-        wanted = {identity(job): job for job in jobs}
-        if len(wanted) < len(jobs):
-            raise UserError("a combination is there twice: give each value once")
-        self.apart = config.hydra.runtime.choices["hydra/launcher"] != "basic"
-        self.directory = self._choose(config, wanted)
-        where = str(self.directory)
-        if "${" in where or "\\" in where:
-            raise UserError(f"{where}: no sweep can lie in a folder with ${{ or a backslash in its name: rename it")
-        # Where the launcher makes a folder.
-        config.hydra.sweep.dir = where
-        known = jobs_in(self.directory)
-        # Also those of whoever else has written here: no job goes on with a run that is none of its own.
-        taken = [
-            int(path.name)
-            for path in (*self.directory.glob("*"), *(job.directory for job in known.values()))
-            if path.name.isdecimal()
-        ]
-        numbers = itertools.count(max(taken, default=-1) + 1)
-        for name, overrides in wanted.items():
-            if name not in known:
-                known[name] = Job(self.directory / str(next(numbers)), tuple(overrides))
-        self.jobs = list(known.values())
-        (self.directory / STOPPED).unlink(missing_ok=True)
-        write_json(self.directory / FILE, {"jobs": [as_entry(job) for job in self.jobs]})
-        todo = [call for name in wanted if (call := self._call(known[name]))]
-        if self.resume:
-            tell(f"{self.directory}: {len(todo)} of {len(wanted)} jobs to do")
-        return todo
-
-    def _choose(self, config: DictConfig, wanted: Iterable[tuple[str, ...]]) -> Path:
-        """The folder of the sweep that is meant."""
-        fresh = Path(str(config.hydra.sweep.dir)).absolute()
-        if not self.resume:
-            if (fresh / FILE).exists():
-                raise UserError(
-                    f"{fresh} already holds a sweep: go on with it by sweep=resume, or choose another folder"
-                )
-            return fresh
-        if any(key_of(override) == "hydra.sweep.dir" for override in config.hydra.overrides.hydra):
-            return fresh
-        # Their names are the times of their starts.
-        sweeps = sorted((path.parent for path in fresh.parent.glob(f"*/{FILE}")), reverse=True)
-        names = set(wanted)
-        found = {path: names & set(jobs_in(path)) for path in sweeps}
-        if same := [path for path in sweeps if len(found[path]) == len(names)]:
-            return same[0]
-        if some := [path for path in sweeps if found[path]]:
-            near = some[0]
-            raise UserError(
-                f"sweep=resume: {near} has {len(found[near])} of these {len(names)} jobs: add the others to it by "
-                f"hydra.sweep.dir={near}, or leave out sweep=resume to start a new sweep"
-            )
-        tell(f"no sweep of these jobs under {fresh.parent} yet: starting one")
-        return fresh
-
-    def _call(self, job: Job) -> list[str]:
-        """The overrides that train a job, or go on with it, in its folder; none where there is nothing to do."""
-        directory = RunDirectory(job.directory)
-        status = directory.status().get("status")
-        if status == "finished":
-            return []
-        if status == "running":
-            tell(f"{job.directory} is being trained by another process: it is left to it")
-            return []
-        call = [
-            *job.overrides,
-            f"hydra.sweep.dir={quoted(self.directory)}",
-            f"hydra.sweep.subdir='{job.directory.name}'",
-        ]
-        return [*call, f"resume={quoted(job.directory)}"] if directory.holds_a_run() else call
-
-    def watch(self, launch: Callable[[], object]) -> None:
-        """Let `launch` run the jobs. Ctrl-C and SIGTERM let the running ones save, and begin no other."""
-        if not self.apart:
-            launch()
-            return
         sweep = self
 
         class Stopping(Interruption):
@@ -188,112 +104,141 @@ class Sweep:
                 super()._note(number, frame)
                 sweep.stop(number)
 
-        with Stopping() as stopping:
-            tell(f"each job runs in a process of its own, and has its log in its folder under {self.directory}")
-            try:
-                launch()
-            except Exception as error:
-                if stopping.requested is None:
-                    reason = (str(error) or repr(error)).splitlines()[0]
-                    raise LauncherError(f"the launcher gave up ({type(error).__name__}: {reason})") from error
-            while stopping.requested is not None and any(is_locked(job.directory) for job in self.jobs):
-                time.sleep(POLL)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(self.directory / FILE, {"jobs": [{"folder": f, "overrides": o} for f, o in self.jobs.items()]})
+        (self.directory / STOPPED).unlink(missing_ok=True)
+        try:
+            with Stopping() if self.apart else nullcontext():
+                yield
+                while self.apart and self.stop_signal and any(is_locked(self.directory / name) for name in self.jobs):
+                    time.sleep(POLL)
+        except KeyboardInterrupt:
+            self.stop(signal.SIGINT)
+        except (HydraException, OmegaConfBaseException):
+            if not any(path.is_dir() for path in self.directory.iterdir()):
+                self._remove()
+            raise
+        except Exception as error:
+            if not self.apart:
+                raise
+            if self.stop_signal is None:
+                tell(f"error: the launcher failed ({type(error).__name__}: {(str(error) or '-').splitlines()[0]})")
+
+    def _remove(self) -> None:
+        """Remove the folder of a sweep that has not begun."""
+        for name in (FILE, "multirun.yaml"):  # Hydra writes the second
+            (self.directory / name).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is not empty stays
+            for path in (self.directory, *self.directory.parents[:2]):
+                path.rmdir()
 
     def stop(self, number: int) -> None:
-        """Let no further job begin, and those that run in other processes save and end."""
+        """Let no further job start, and let those in other processes save and end."""
         (self.directory / STOPPED).write_text(str(int(number)))
 
     @property
     def stop_signal(self) -> int | None:
-        """The signal that stopped the sweep; None where none did."""
+        """The signal that stopped the sweep; None while it runs."""
         try:
-            return int((self.directory / STOPPED).read_text())
+            return int((self.directory / STOPPED).read_text() or signal.SIGINT)
         except FileNotFoundError:
             return None
-        except ValueError:  # cut off while it was written
-            return int(signal.SIGINT)
 
-    def _is_stopped(self) -> bool:
-        return self.stop_signal is not None
 
-    def tidy(self) -> None:
-        """Remove what only running jobs have a use for."""
-        shutil.rmtree(self.directory / PLACES, ignore_errors=True)
+def plan(overrides: list[str], *, resume: bool) -> tuple[Path, Jobs]:
+    """The folder and the jobs of the sweep that these overrides mean.
+
+    Raises:
+        UserError: a setting is an interval, a combination is there twice, or the folder holds another sweep.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        settings = parser.parse_overrides([o for o in overrides if not is_hydras(o)])
+        for one in settings:
+            if one.is_sweep_override() and not one.is_discrete_sweep():
+                raise UserError(f"{one.input_line}: a sweep needs a list of values: cifargan tune searches intervals")
+        (combinations,) = BasicSweeper.split_arguments(settings, None)
+    wanted = {folder_of(job): tuple(job) for job in combinations}
+    if len(wanted) < len(combinations):
+        raise UserError("a combination is there twice: give each value once")
+    values = {key_of(o): value_of(o) for o in overrides}
+    root = Path(values.get("output_root", "outputs")).absolute() / "sweeps"
+    given = values.get("hydra.sweep.dir")
+    directory = root / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    if given is not None:
+        directory = Path(given.replace("\\'", "'")).absolute()
+    if "${" in str(directory) or "\\" in str(directory):
+        raise UserError(f"{directory}: a sweep cannot lie in a folder with ${{ or a backslash in its name: rename it")
+    if resume and given is None:
+        directory = _newest_with(wanted, root) or directory
+    known = jobs_in(directory)
+    if known and not resume:
+        raise UserError(f"{directory} already holds a sweep: resume it with sweep=resume, or choose another folder")
+    if resume and known:
+        done = sum(RunDirectory(directory / name).status().get("status") == "finished" for name in wanted)
+        tell(f"{directory}: {len(wanted) - done} of {len(wanted)} jobs remain")
+    return directory, {**known, **wanted}
+
+
+def _newest_with(wanted: Jobs, root: Path) -> Path | None:
+    """The newest sweep that has all jobs; None where no sweep has any of them."""
+    found = {path.parent: wanted.keys() & jobs_in(path.parent).keys() for path in sorted(root.glob(f"*/{FILE}"))}
+    if same := [path for path, jobs in found.items() if len(jobs) == len(wanted)]:
+        return same[-1]
+    if some := [path for path, jobs in found.items() if jobs]:
+        raise UserError(
+            f"sweep=resume: {some[-1]} has {len(found[some[-1]])} of these {len(wanted)} jobs: add the others to it by "
+            f"hydra.sweep.dir={some[-1]}, or leave out sweep=resume to start a new sweep"
+        )
+    tell(f"no sweep of these jobs under {root} yet: starting one")
+    return None
+
+
+def folder_of(overrides: Iterable[str]) -> str:
+    """The name of a job's folder: a function of what it trains, however the overrides are ordered."""
+    own = sorted(o for o in overrides if key_of(o) not in NO_IDENTITY and not is_hydras(o))
+    words = (f"{key_of(o)}-{value_of(o)}" for o in own if "." not in key_of(o))
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(words))[:READABLE].strip("-_")
+    return f"{name}-{hashlib.sha256(chr(10).join(own).encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def jobs_in(directory: Path) -> Jobs:
+    """The jobs that a sweep's file lists; none where it cannot be read."""
+    try:
+        entries = json.loads((directory / FILE).read_text(encoding="utf-8"))["jobs"]
+        # The file may come from anyone: a folder is computed, not read.
+        return {folder_of(entry["overrides"]): tuple(entry["overrides"]) for entry in entries}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def is_hydras(override: str) -> bool:
+    """Whether an override is for Hydra itself."""
+    return key_of(override).startswith(("hydra.", "hydra/"))
+
+
+def uses_processes(overrides: list[str]) -> bool:
+    """Whether a launcher is chosen that runs each job in a process of its own."""
+    return any(key_of(o) == LAUNCHER and value_of(o) != "basic" for o in overrides)
 
 
 def tell(line: str) -> None:
-    """Say something about the sweep, also where the logs are those of its jobs."""
+    """Print a line about the sweep, also where the logs are those of its jobs."""
     print(line, file=sys.stderr, flush=True)
 
 
-def combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of every job: each value of each setting with each of all others, the last one changing fastest.
-
-    Raises:
-        UserError: a setting has no list of values but an interval.
-    """
-    values: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        if override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        elif override.is_sweep_override():
-            raise UserError(f"{override.input_line}: an interval has no end of values: cifargan tune searches in it")
-        else:
-            values[key] = [str(override.input_line)]
-    return [list(job) for job in itertools.product(*values.values())]
-
-
-def identity(overrides: Iterable[str]) -> tuple[str, ...]:
-    """What a job is, however it is written and wherever it lies."""
-    return tuple(sorted(o for o in overrides if key_of(o) not in NO_IDENTITY and not key_of(o).startswith("hydra")))
-
-
-def jobs_in(directory: Path) -> dict[tuple[str, ...], Job]:
-    """The jobs that a sweep's folder says it has; none where it says nothing that can be read."""
-    try:
-        entries = json.loads((directory / FILE).read_text(encoding="utf-8"))["jobs"]
-        jobs = [Job(directory / _name(entry["folder"]), _texts(entry["overrides"])) for entry in entries]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}
-    return {identity(job.overrides): job for job in jobs}
-
-
-def _name(text: Any) -> str:
-    # A file that somebody was sent must not lead elsewhere.
-    if not isinstance(text, str) or not text.isdecimal():
-        raise ValueError("a job's folder is a number")
-    return text
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError("overrides are texts")
-    return tuple(values)
-
-
-def as_entry(job: Job) -> dict[str, Any]:
-    """A job as the sweep's file holds it."""
-    return {"folder": job.directory.name, "overrides": list(job.overrides)}
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override."""
-    return "'" + str(path).replace("'", "\\'") + "'"
-
-
 def split_sweep(overrides: list[str], *, sweep: bool) -> tuple[list[str], bool]:
-    """The overrides without `sweep=`, which is ours and none of Hydra's, and whether it says to resume.
+    """The overrides without `sweep=`, which Hydra does not know, and whether it says to resume.
 
     Raises:
-        UserError: it says something else, or there is no sweep.
+        UserError: it has another value, or there is no sweep.
     """
     rest = [override for override in overrides if key_of(override) != "sweep"]
-    asked = [override.partition("=")[2].strip("'\"") for override in overrides if key_of(override) == "sweep"]
+    asked = [value_of(override) for override in overrides if key_of(override) == "sweep"]
     if not asked or asked[-1] in ("", "null"):
         return rest, False
     if asked[-1] != "resume":
         raise UserError(f"sweep={asked[-1]}: {did_you_mean(asked[-1], ['resume'])[2:] or 'there is only sweep=resume'}")
     if not sweep:
-        raise UserError("sweep=resume goes on with a sweep, which takes -m; one run is gone on with by resume=RUN")
+        raise UserError("sweep=resume resumes a sweep, which takes -m; to resume one run use resume=RUN")
     return rest, True

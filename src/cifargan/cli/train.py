@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from cifargan.cli.finetuning import starting_point, with_init
 from cifargan.cli.launching import require_launcher
 from cifargan.cli.preflight import preflight
-from cifargan.cli.sweep import SWEEPER, LauncherError, Sweep, split_sweep
+from cifargan.cli.sweep import Sweep, plan, split_sweep, uses_processes
 from cifargan.cli.sweep_summary import summarise
-from cifargan.compose import CONFIG_DIR, SWEEP, key_of, reject_null_groups, split_flags
+from cifargan.compose import CONFIG_DIR, SWEEP, key_of, quoted, reject_null_groups, split_flags
 from cifargan.config import parse, plain
 from cifargan.distributed import is_rank_zero, on_all_ranks, on_rank_zero, process_group, world_size
 from cifargan.errors import UserError
@@ -99,7 +98,8 @@ def compose_and_train(arguments: list[str]) -> int:
         overrides = agreed_overrides(overrides, sweep=sweep)
         command = ["cifargan train", *flags, *overrides]
         if sweep:
-            return run_sweep(Sweep(job, command, resume=go_on))
+            directory, jobs = plan(overrides, resume=go_on)
+            return run_sweep(Sweep(job, command, directory, jobs, uses_processes(overrides)))
         with_hydra(lambda config: outcomes.append(job(config, command)), command)
     for outcome in outcomes:
         if outcome.error is not None:
@@ -116,24 +116,18 @@ def with_hydra(task: Callable[[DictConfig], None], command: list[str]) -> None:
 
 
 def run_sweep(sweep: Sweep) -> int:
-    """Run the jobs of a sweep and sum them up, however it ends."""
-    try:
-        with_hydra(sweep, [*sweep.command, SWEEPER])
-    except KeyboardInterrupt:
-        if not sweep.jobs:
-            raise
-        sweep.stop(signal.SIGINT)
-    except LauncherError as error:
-        report(error)
-    sweep.tidy()
-    return summarise(sweep) if sweep.jobs else 0
+    """Run the jobs of a sweep and print a table of them, however it ends."""
+    own = [word for word in sweep.command if key_of(word) not in ("hydra.sweep.dir", "hydra.sweep.subdir")]
+    with sweep.running():
+        with_hydra(sweep, [*own, f"hydra.sweep.dir={quoted(sweep.directory)}", "hydra.sweep.subdir=."])
+    return summarise(sweep)
 
 
-def job(config: DictConfig, command: list[str]) -> Outcome:
+def job(config: DictConfig, command: list[str], folder: Path | None = None) -> Outcome:
     """One training, its errors caught: a failing job must not end the sweep that it is part of."""
     context = HydraConfig.get()
     sweep = context.mode == RunMode.MULTIRUN
-    directory = RunDirectory(Path(context.runtime.output_dir))
+    directory = RunDirectory(folder or Path(context.runtime.output_dir))
     overrides = [override for override in context.overrides.task if key_of(override) != "resume"]
     with RunLog(directory.path / "train.log") as run_log:
         # A line that a full disk does not take is on the terminal all the same.

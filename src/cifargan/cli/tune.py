@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.cli.sweep import quoted
 from cifargan.cli.train import Outcome, job, with_hydra
-from cifargan.compose import CONFIG_DIR, key_of, reject_null_groups, split_flags
+from cifargan.compose import CONFIG_DIR, key_of, quoted, reject_null_groups, split_flags
 from cifargan.config import GROUPS, Settings, parse, plain
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
