@@ -423,7 +423,7 @@ class Trainer:
         self.generator, self.discriminator = generator.to(self.device), discriminator.to(self.device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.loss, self.trainer = settings["loss"], settings["trainer"]
-        self.lecam = settings["regularizer"] if settings["regularizer"]["name"] == "lecam" else None
+        self.lecam = settings["regularizer"].get("lecam")
         self.real_anchor = self.fake_anchor = torch.zeros((), device=self.device)
         self.policy = settings["augment"].get("policy", [])
         self.g_optimizer, self.d_optimizer = (

@@ -24,11 +24,35 @@ Compose = Callable[..., DictConfig]
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_combination_is_parsed(model: str, composed: Compose) -> None:
-    for loss, regularizer, augment in product(LOSSES, options("regularizer"), options("augment")):
+    for loss, regularizer, augment in product(LOSSES, ("none", "[lecam,cr]"), options("augment")):
         config = composed(f"model={model}", f"loss={loss}", f"regularizer={regularizer}", f"augment={augment}")
         parse(config)
-        chosen = (config.loss.name, config.regularizer.name, config.augment.name)
-        assert chosen == (loss, regularizer, augment)
+        chosen = (config.loss.name, list(config.regularizer), config.augment.name)
+        assert chosen == (loss, [] if regularizer == "none" else ["lecam", "cr"], augment)
+
+
+@pytest.mark.parametrize(
+    ("override", "chosen"),
+    [
+        ("regularizer=none", {}),
+        ("regularizer=[]", {}),
+        ("regularizer=lecam", {"lecam": "lecam"}),
+        ("regularizer=[r1,lecam]", {"r1": "r1", "lecam": "lecam"}),
+        ("regularizer=lecam_early", {"lecam": "lecam"}),
+    ],
+)
+def test_regularizer_is_a_list(override: str, chosen: dict[str, str], composed: Compose) -> None:
+    config = composed(override, "model=biggan")
+    assert {key: node.name for key, node in config.regularizer.items()} == chosen
+    assert list(parse(config).objective().penalties) == list(chosen)
+
+
+def test_a_setting_of_a_penalty_that_is_not_chosen_is_one_clear_line(composed: Compose) -> None:
+    config = composed("regularizer=cr", "+regularizer.lecam.start=5")
+    with pytest.raises(UserError, match=r"^regularizer\.lecam\.start is set, but lecam is not chosen") as error:
+        parse(config)
+    assert "\n" not in str(error.value)
+    assert parse(composed("experiment=biggan_fast", "regularizer=none")).objective().penalties.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +75,7 @@ def test_every_combination_is_parsed(model: str, composed: Compose) -> None:
         ("model.generator.name=os.system", r"model\.generator\.name=os\.system: no such name; choose from biggan,"),
         ("loss.name=wassertein", r"loss\.name=wassertein: no such name; did you mean wasserstein"),
         ("loss.name=[bce]", r"loss\.name=\['bce'\]: no such name"),
-        ("~loss.name", r"loss\.name has no value: choose from bce, hinge, wasserstein"),
+        ("~loss.name", r"loss\.name has no value: choose from bce, hinge, rpgan,"),
         ("trainer.ema=0.9", r"trainer\.ema=0\.9: expected a group of settings"),
         ("~trainer", "trainer=null: expected a group of settings"),
         ("trainer.steps=abc", r"trainer\.steps=abc: expected int"),

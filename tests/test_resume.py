@@ -164,9 +164,9 @@ def test_a_run_does_not_change_because_its_configs_have(
     mine.parent.mkdir(parents=True)
     text = (
         "# @package _global_\noptimizer:\n  generator:\n    lr: {}\n  discriminator:\n    lr: {}\n"
-        "regularizer:\n  name: {}\n"
+        "augment:\n  name: {}\n"
     )
-    mine.write_text(text.format("1e-4", "2e-4", "lecam"))
+    mine.write_text(text.format("1e-4", "2e-4", "diffaugment"))
     own = ("--config-dir", str(tmp_path / "mine"))
     started = command("train", *own, *quick, "experiment=own", "hydra.run.dir=run")
     assert started.returncode == 0, started.stderr
@@ -175,10 +175,10 @@ def test_a_run_does_not_change_because_its_configs_have(
     assert went_on.returncode == 0, went_on.stderr
     (line,) = [line for line in went_on.stderr.splitlines() if "the run keeps its settings" in line]
     assert "optimizer.generator.lr=0.0001 (0.0005 today)" in line
-    assert "regularizer.name=lecam (none today)" in line
+    assert "augment.name=diffaugment (none today)" in line
     assert "discriminator" not in line
     config = yaml.safe_load((tmp_path / "run" / ".hydra_1" / "config.yaml").read_text())
-    assert config["regularizer"]["name"] == "lecam"
+    assert config["augment"]["name"] == "diffaugment"
     assert [config["optimizer"][player]["lr"] for player in ("generator", "discriminator")] == [1e-4, 3e-4]
     assert config["trainer"]["steps"] == 4
 

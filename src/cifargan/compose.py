@@ -13,6 +13,7 @@ from cifargan.errors import UserError, did_you_mean
 SWEEP = ("-m", "--multirun")
 CFG = ("-c", "--cfg")
 INFO = ("-i", "--info")
+LIST_GROUPS = ("regularizer",)  # any number of choices at once
 CONFIG_DIR = ("--config-dir", "-cd")
 WITH_VALUE = (*CFG, "--config-name", "-cn", *CONFIG_DIR, "--package", "-p")
 # Those of Hydra's flags that make sense here.
@@ -60,10 +61,15 @@ def reject_null_groups(overrides: list[str]) -> None:
         group = key_of(override).partition("@")[0]
         # A slash is in none but Hydra's own groups.
         chooses = group in groups() or "/" in group
-        # group={key:value} sets values within it, and chooses nothing.
-        names = (str, dict) if override.partition("=")[0] in groups() else str
-        if chooses and not all(isinstance(choice, names) for choice in _choices(override)):
+        if chooses and not all(_is_choice(choice, override.partition("=")[0]) for choice in _choices(override)):
             raise UserError(f"{override}: leave it out, or choose from {', '.join(choices(group)) or 'its names'}")
+
+
+def _is_choice(value: Any, group: str) -> bool:
+    """Whether a value names a choice of a group, names several where the group is a list, or sets values within it."""
+    if isinstance(value, list):
+        return group in LIST_GROUPS and all(isinstance(name, str) for name in value)
+    return isinstance(value, str) or (isinstance(value, dict) and group in groups())
 
 
 def _choices(override: str) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from cifargan.data.sources import ImageSet
 from cifargan.device import select_device
@@ -17,6 +16,8 @@ from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.models.interface import Discriminator, Generator
+from cifargan.objectives.base import Augment
+from cifargan.objectives.objective import Objective
 from cifargan.registry import (
     AUGMENTS,
     CLASSIFICATIONS,
@@ -31,7 +32,7 @@ from cifargan.registry import (
     PENALTIES,
     SOURCES,
 )
-from cifargan.schema import arguments, part, section, without
+from cifargan.schema import arguments, lookup, part, section, without
 from cifargan.training.ema import WeightAverage
 from cifargan.training.precision import PrecisionName
 from cifargan.training.schedule import Schedule
@@ -50,8 +51,6 @@ HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
 EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after", "target")
-# A head that judges classes needs a term that trains it to.
-HEADS_FOR = {"none": ("linear", "projection"), "cross_entropy": ("auxiliary", "embedding"), "d2dce": ("embedding",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +143,7 @@ class Parts:
         load_data: load the images.
         generator: build it from `num_classes` and `image_size`.
         discriminator: build it, head included, from the same.
-        loss: build the adversarial loss.
-        regularizer: build the penalty.
-        classification: build the class term.
+        objective: build what both networks minimise: loss, penalties, class term.
         augment: build the augmentation.
         optimizers: build the optimiser of each network from `parameters`, `fused` and `recorded`.
         ema: average the weights of a generator.
@@ -162,10 +159,8 @@ class Parts:
     load_data: Callable[[], ImageSet]
     generator: Callable[..., Generator]
     discriminator: Callable[..., Discriminator]
-    loss: Callable[[], Any]
-    regularizer: Callable[[], nn.Module]
-    classification: Callable[[], Any]
-    augment: Callable[[], nn.Module]
+    objective: Callable[[], Objective]
+    augment: Callable[[], Augment]
     optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]]
     ema: Callable[[Generator], WeightAverage]
     evaluator: Callable[[ImageSet], Evaluator]
@@ -208,9 +203,7 @@ def parse(config: DictConfig) -> Parts:
         load_data=partial(build_data, config.data),
         generator=generator_part(section(config, "model.generator")),
         discriminator=discriminator_part(section(config, "model.discriminator")),
-        loss=part(LOSSES, without(config.loss, "critic"), "loss"),
-        regularizer=part(PENALTIES, config.regularizer, "regularizer"),
-        classification=part(CLASSIFICATIONS, section(config, "model.classification"), "model.classification"),
+        objective=objective_part(config),
         augment=part(AUGMENTS, config.augment, "augment"),
         optimizers=optimizers,
         ema=partial(
@@ -221,15 +214,47 @@ def parse(config: DictConfig) -> Parts:
     )
     part(SOURCES, config.data, "data")
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
-    class_term, head = config.model.classification.name, config.model.discriminator.head.name
-    if head not in HEADS_FOR[class_term]:
-        raise UserError(
-            f"model.discriminator.head.name={head} does not go with model.classification.name={class_term}, which "
-            f"needs {' or '.join(HEADS_FOR[class_term])}; model=acbiggan and model=reacgan set both"
-        )
+    _require_class_term(config)
     if parts.extras.freeze_d and root.init is None:
         raise UserError(f"trainer.freeze_d={parts.extras.freeze_d}: freezes trained blocks: set init=RUN too")
     return parts
+
+
+def objective_part(config: DictConfig) -> Callable[[], Objective]:
+    """What `loss`, `regularizer` and `model.classification` describe together."""
+    loss = part(LOSSES, without(config.loss, "critic"), "loss")
+    class_term = part(CLASSIFICATIONS, section(config, "model.classification"), "model.classification")
+    penalties = {}
+    for key in map(str, config.regularizer):
+        node = section(config, f"regularizer.{key}")
+        if "name" not in node:
+            setting = ".".join(["regularizer", key, *map(str, list(node)[:1])])
+            raise UserError(
+                f"{setting} is set, but {key} is not chosen: choose it with 'regularizer=[{key}]', or leave the setting out"
+            )
+        penalties[key] = part(PENALTIES, node, f"regularizer.{key}")
+    return lambda: Objective(loss(), {name: build() for name, build in penalties.items()}, class_term())
+
+
+def _require_class_term(config: DictConfig) -> None:
+    """Check that the class term reads what the head gives, and that something trains what the head gives.
+
+    Raises:
+        UserError: it does not.
+    """
+    where, head_where = "model.classification", "model.discriminator.head"
+    term: Any = lookup(CLASSIFICATIONS, section(config, where), where)
+    head: Any = lookup(HEADS, section(config, head_where), head_where)
+
+    def fits(head: Any) -> bool:
+        return set(term.needs) <= set(head.gives) and bool(term.needs) == bool(head.gives)
+
+    if not fits(head):
+        fitting = " or ".join(name for name, other in HEADS.items() if fits(other))
+        raise UserError(
+            f"{head_where}.name={config.model.discriminator.head.name} does not go with {where}.name="
+            f"{config.model.classification.name}, which needs {fitting}; model=acbiggan and model=reacgan set both"
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

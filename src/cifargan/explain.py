@@ -77,13 +77,16 @@ def _explain_composition(error: Exception) -> str:
         return (
             f"cannot read the override {error.override}: write it as key=value, and quote values with spaces or commas"
         )
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _no_such_option(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):
         # OmegaConf knows which key of `trainer={stpes:1}` it was; Hydra names the override.
         key = getattr(error.__cause__, "full_key", None) or match[1]
         if "No match in the defaults list" in text:
             return f"{key}: no such group{did_you_mean(key, groups())}"
+        group, _, name = match[1].rpartition(".")[0].partition(".")
+        if group == "regularizer" and name in options(group):
+            return f"{match[1]} is set, but {name} is not chosen: choose it with 'regularizer=[{name}]'"
         return f"{key}: no such setting{_near(key)}"
     if match := re.search(r"Multiple values for ([\w./@]+)", text):
         return f"{match[1]} is given twice"

@@ -6,7 +6,6 @@ A registry and never a dotted path: a config or a checkpoint that somebody was s
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
 
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
@@ -19,10 +18,11 @@ from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
-from cifargan.objectives.adversarial import BCELoss, HingeLoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
+from cifargan.objectives.base import Augment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
-from cifargan.objectives.regularizers import Consistency, LeCam, LeCamConsistency, NoRegularizer
+from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
+from cifargan.objectives.penalties import R1, R2, Consistency, LeCam
 from cifargan.schema import Registry, part
 from cifargan.training.events import EventWriter
 from cifargan.training.loggers import CSVTable
@@ -39,14 +39,15 @@ HEADS: Registry = {
     "embedding": EmbeddingHead,
 }
 CLASSIFICATIONS: Registry = {"none": NoClassification, "cross_entropy": CrossEntropy, "d2dce": D2DCE}
-LOSSES: Registry = {"bce": BCELoss, "hinge": HingeLoss, "wasserstein": WassersteinLoss}
-PENALTIES: Registry = {
-    "none": NoRegularizer,
-    "lecam": LeCam,
-    "cr": Consistency,
-    "lecam_cr": LeCamConsistency,
+LOSSES: Registry = {
+    "bce": BCELoss,
+    "hinge": HingeLoss,
+    "wasserstein": WassersteinLoss,
+    "wgan_gp": WassersteinGPLoss,
+    "rpgan": RelativisticLoss,
 }
-AUGMENTS: Registry = {"none": nn.Identity, "diffaugment": DiffAugment}
+PENALTIES: Registry = {"lecam": LeCam, "cr": Consistency, "r1": R1, "r2": R2}
+AUGMENTS: Registry = {"none": Augment, "diffaugment": DiffAugment}
 OPTIMIZERS: Registry = {"adam": adam, "rmsprop": rmsprop}
 EXTRACTORS: Registry = {
     "inception": Inception,

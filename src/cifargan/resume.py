@@ -20,7 +20,7 @@ from cifargan.untrusted import plain_yaml, readable, refusing
 
 # What a file may say: a setting or a group, and no option; a group's choice, and no path to a config of its own.
 OVERRIDE = re.compile(r"(\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)(=(?P<value>.*))?", re.DOTALL)
-CHOICE = re.compile(r"[\w-]+(/[\w-]+)*")
+CHOICE = re.compile(r"[\w-]+(/[\w-]+)*|\[([\w-]+(, ?[\w-]+)*)?\]")
 RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 MAX_FILE = 100_000  # bytes
 MAX_REFERENCES = 8  # each can double a text

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from cifargan.build.gan import build_gan
+from cifargan.build import build_gan
 from cifargan.config import Parts, parse, plain
 from cifargan.data.sources import ImageSet
 from cifargan.distributed import is_rank_zero, local_rank_zero_first
@@ -47,9 +47,7 @@ def build_trainer(
             remembered(state["switches"])
     if start is not None:
         start.require_size(images.image_size)
-    gan = build_gan(
-        config, images=images, device=parts.device, before=None if state is None else remembered(state["switches"])
-    )
+    gan = build_gan(parts, images=images, before=None if state is None else remembered(state["switches"]))
     if state is not None:
         # Before the tracker opens the run's files.
         with refusing(NO_STATE):

@@ -151,7 +151,7 @@ def test_a_failed_check_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatc
 
 def test_small_puts_every_term_into_effect() -> None:
     config = gate.small(compose("biggan_lecam", "device=cpu"))
-    assert config.regularizer.start == config.trainer.ema.start == 0
+    assert config.regularizer.lecam.start == config.trainer.ema.start == 0
     assert config.model.generator.channels == gate.WIDTH
     assert gate.small(compose("dcgan_dense", "device=cpu")).model.discriminator.dropout == 0
 

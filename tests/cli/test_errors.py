@@ -251,7 +251,7 @@ def test_out_of_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf the allocated memory ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cifargan.build.gan.build_generator", no_memory)
+        patched.setattr("cifargan.build.build_generator", no_memory)
         message = the_error(command("train", *quick))
         assert message.startswith("out of memory: lower trainer.batch_size, or raise trainer.accumulate")
         assert files() == {}

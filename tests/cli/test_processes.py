@@ -27,7 +27,7 @@ Command = Callable[..., CompletedProcess[str]]
 InProcesses = Callable[..., list[Any]]
 Act = Callable[[int, int], None]  # (rank, step)
 STEPS = 6
-WEIGHTS = ("generator", "discriminator", "ema", "regularizer")
+WEIGHTS = ("generator", "discriminator", "ema", "objective")
 
 
 class Ended(NamedTuple):
@@ -40,7 +40,7 @@ def settings(quick: tuple[str, ...]) -> tuple[str, ...]:
     """A short conditional run; its batch divides in two, its epoch ends on the way, LeCam's anchors move."""
     return (
         *quick,
-        *("regularizer=lecam", "regularizer.start=2", "augment=diffaugment", "trainer.ema.decay=0.9"),
+        *("regularizer=lecam", "regularizer.lecam.start=2", "augment=diffaugment", "trainer.ema.decay=0.9"),
         *(f"trainer.steps={STEPS}", "trainer.sample_every=3", "trainer.checkpoint_every=2", "trainer.log_every=2"),
         *("trainer.batch_size=16", "trainer.speed=plain", "hydra.run.dir=run"),
     )

@@ -22,7 +22,7 @@ SURROUNDINGS = (
     (),
     ("experiment=biggan_lecam_diffaug", "data=folder", "data.root=x"),
     ("evaluator=inception", "model=sagan", "loss=wasserstein"),
-    ("evaluator=dinov2", "model=cdcgan_concat", "regularizer=lecam_cr"),
+    ("evaluator=dinov2", "model=cdcgan_concat", "regularizer=[lecam,cr]"),
     ("evaluator=efficientnet_lite0", "model=reacgan", "regularizer=cr"),
     ("init=RUN", "data=digits", "augment=diffaugment"),
 )

@@ -8,7 +8,7 @@ from cifargan.errors import UserError
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
 from cifargan.models.interface import HeadFactory
 from cifargan.models.spectral import power_iteration_
-from cifargan.objectives.adversarial import clippable_parameters
+from cifargan.objectives.losses import clippable_parameters
 
 F, K = 6, 4
 HEADS: list[HeadFactory] = [LinearHead, ProjectionHead, AuxiliaryHead, EmbeddingHead]

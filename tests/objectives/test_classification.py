@@ -121,22 +121,23 @@ def test_no_classification_adds_a_float32_zero() -> None:
         assert (value.shape, value.dtype, value.item()) == ((), torch.float32, 0.0)
 
 
-def test_a_head_without_an_opinion_is_named() -> None:
-    output = DiscriminatorOutput(logits=LOGITS)
-    with pytest.raises(UserError, match=r"model\.discriminator\.head\.name=auxiliary"):
-        CrossEntropy().discriminator(output, LABELS)
-    with pytest.raises(UserError, match=r"model\.discriminator\.head\.name=embedding"):
-        D2DCE().generator(output, LABELS)
+def test_terms_name_what_they_need_of_a_head() -> None:
+    assert CrossEntropy.needs == ("class_logits",)
+    assert D2DCE.needs == ("embedding", "class_proxies")
+    with pytest.raises(ValueError, match="class logits"):
+        CrossEntropy().discriminator(DiscriminatorOutput(logits=LOGITS), LABELS)
+    with pytest.raises(ValueError, match="embedding"):
+        D2DCE().generator(DiscriminatorOutput(logits=LOGITS), LABELS)
 
 
 def test_bad_settings_are_the_users_error() -> None:
-    with pytest.raises(UserError, match="weight of CrossEntropy is -1"):
+    with pytest.raises(UserError, match=r"classification\.weight=-1"):
         CrossEntropy(weight=-1.0)
-    with pytest.raises(UserError, match="fake_weight of D2DCE is nan"):
+    with pytest.raises(UserError, match="fake_weight=nan"):
         D2DCE(fake_weight=math.nan)
-    with pytest.raises(UserError, match="label_smoothing of CrossEntropy is 1"):
+    with pytest.raises(UserError, match="label_smoothing=1"):
         CrossEntropy(label_smoothing=1.0)
-    with pytest.raises(UserError, match=r"margin of D2DCE is 1\.5"):
+    with pytest.raises(UserError, match=r"margin=1\.5"):
         D2DCE(margin=1.5)
-    with pytest.raises(UserError, match="temperature of D2DCE is 0"):
+    with pytest.raises(UserError, match="temperature=0"):
         D2DCE(temperature=0.0)

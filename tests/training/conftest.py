@@ -1,6 +1,6 @@
 """Small games: built part by part, or from the shipped configuration."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -9,17 +9,16 @@ import hydra
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
-from cifargan.build.gan import build_gan
-from cifargan.config import build_data, plain
+from cifargan.build import build_gan
+from cifargan.config import build_data, parse, plain
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
 from cifargan.models.heads import ProjectionHead
-from cifargan.objectives.adversarial import HingeLoss
-from cifargan.objectives.classification import NoClassification
-from cifargan.objectives.regularizers import NoRegularizer
+from cifargan.objectives.base import Augment, Penalty
+from cifargan.objectives.losses import HingeLoss
+from cifargan.objectives.objective import Objective
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
@@ -87,9 +86,9 @@ def new_gan(images: ImageSet) -> Callable[..., GANStep]:
         g_lr: float = 1e-3,
         d_lr: float = 1e-3,
         loss: Any = None,
-        regularizer: Any = None,
+        penalties: Mapping[str, Penalty] | None = None,
         classification: Any = None,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Augment | None = None,
         ema: dict[str, Any] | None = None,
         precision: PrecisionName = "fp32",
         device: str = "cpu",
@@ -113,10 +112,8 @@ def new_gan(images: ImageSet) -> Callable[..., GANStep]:
         return GANStep(
             generator=g,
             discriminator=d,
-            loss=loss or HingeLoss(),
-            regularizer=(regularizer or NoRegularizer()).to(target),
-            classification=classification or NoClassification(),
-            augment=augment or nn.Identity(),
+            objective=Objective(loss or HingeLoss(), penalties, classification).to(target),
+            augment=augment or Augment(),
             stream=ImageStream(images=images, batch_size=plan.micro_batch, device=target, seed=0),
             g_optimizer=optimizer(g.parameters(), lr=g_lr),
             d_optimizer=optimizer(d.parameters(), lr=d_lr),
@@ -168,6 +165,6 @@ def game_of() -> Callable[..., GANStep]:
 
     def make(*overrides: str) -> GANStep:
         config = composed(*overrides)
-        return build_gan(config, images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
+        return build_gan(parse(config), images=data(OmegaConf.to_yaml(config.data)), device=torch.device("cpu"))
 
     return make

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from cifargan.bench.gate import small
 from cifargan.bench.presets import compose, random_images
-from cifargan.build.gan import build_gan
+from cifargan.build import build_gan
+from cifargan.config import parse
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import conf_dir
 from cifargan.training.speed import Switches
@@ -55,7 +56,9 @@ class Astray(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def game_on_meta(preset: str) -> GANStep:
     config = small(compose(preset))
-    return build_gan(config, images=random_images(64, image_size=config.data.image_size), device=META, switches=CHOSEN)
+    return build_gan(
+        parse(config), images=random_images(64, image_size=config.data.image_size), device=META, switches=CHOSEN
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -65,7 +68,7 @@ def test_the_device_part_of_a_round_reads_nothing_and_has_nothing_on_the_host(pr
         for _ in range(2):  # in the first, optimisers make their moments
             gan.prepare()
             astray.found.clear()
-            metrics = gan.play()
+            metrics = gan.iteration(gan.objective.due(0))
             assert astray.found == set()
     assert {value.device for value in metrics.values()} == {META}
 

@@ -15,10 +15,6 @@ def noise(n: int, amplitude: int, seed: int = 0) -> Tensor:
     return (128 + torch.randint(-amplitude, amplitude + 1, (n, 3, 8, 8), generator=generator)).to(torch.uint8)
 
 
-def won(loss: float) -> dict[str, float]:
-    return {"accuracy/real": 1.0, "accuracy/fake": 0.9999, "loss/generator": loss}
-
-
 @pytest.fixture
 def watch() -> CollapseWatch:
     return CollapseWatch(real_spread=50.0, patience=4)
@@ -40,10 +36,10 @@ def test_a_flat_loss_under_a_perfect_discriminator_is_told_once(
     watch: CollapseWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in range(3):
-        watch.look_at_scalars(won(8.0 + 0.1 * step), step)
+        watch.look_at_losses(8.0 + 0.1 * step, step, won=True)
     assert warnings(caplog) == []
     for step in range(3, 12):
-        watch.look_at_scalars(won(8.0), step)
+        watch.look_at_losses(8.0, step, won=True)
     (message,) = warnings(caplog)
     assert message.startswith("step 3: the discriminator has been right about every image for 4 logs")
 
@@ -51,23 +47,22 @@ def test_a_flat_loss_under_a_perfect_discriminator_is_told_once(
 @pytest.mark.parametrize(
     "windows",
     [
-        pytest.param([won(8.0 - 0.5 * i) for i in range(12)], id="the loss falls"),
-        pytest.param([won(8.0) | {"accuracy/fake": 0.99} for _ in range(12)], id="some fakes pass"),
-        pytest.param([won(8.0) | {"accuracy/real": 0.9} for _ in range(12)], id="some reals fail"),
-        pytest.param([won(8.0) | ({"accuracy/real": 0.5} if i % 4 == 3 else {}) for i in range(12)], id="interrupted"),
+        pytest.param([(8.0 - 0.5 * i, True) for i in range(12)], id="the loss falls"),
+        pytest.param([(8.0, False) for _ in range(12)], id="some images are misjudged"),
+        pytest.param([(8.0, i % 4 != 3) for i in range(12)], id="interrupted"),
     ],
 )
 def test_a_healthy_run_is_left_in_peace(
-    watch: CollapseWatch, caplog: pytest.LogCaptureFixture, windows: list[dict[str, float]]
+    watch: CollapseWatch, caplog: pytest.LogCaptureFixture, windows: list[tuple[float, bool]]
 ) -> None:
-    for step, values in enumerate(windows):
-        watch.look_at_scalars(values, step)
+    for step, (loss, won) in enumerate(windows):
+        watch.look_at_losses(loss, step, won=won)
     assert warnings(caplog) == []
 
 
 def test_negative_losses_count_as_flat_too(watch: CollapseWatch, caplog: pytest.LogCaptureFixture) -> None:
     for step in range(4):
-        watch.look_at_scalars(won(-8.0 - 0.1 * step), step)
+        watch.look_at_losses(-8.0 - 0.1 * step, step, won=True)
     assert len(warnings(caplog)) == 1
 
 
@@ -99,19 +94,19 @@ def test_a_resumed_run_counts_on_and_does_not_warn_again(caplog: pytest.LogCaptu
     for step in range(3):
         first.look_at_samples(noise(20, 1), step)
     for step in range(2):
-        first.look_at_scalars(won(8.0), step)
+        first.look_at_losses(8.0, step, won=True)
     assert len(warnings(caplog)) == 1
     second = CollapseWatch(real_spread=50.0, patience=4)
     second.load_state_dict(first.state_dict())
     second.look_at_samples(noise(20, 1), 2)
-    second.look_at_scalars(won(8.0), 2)
+    second.look_at_losses(8.0, 2, won=True)
     assert len(warnings(caplog)) == 1
-    second.look_at_scalars(won(8.0), 3)
+    second.look_at_losses(8.0, 3, won=True)
     assert len(warnings(caplog)) == 2
     third = CollapseWatch(real_spread=50.0, patience=4)
     third.load_state_dict(second.state_dict())
     for step in range(4, 9):
-        third.look_at_scalars(won(8.0), step)
+        third.look_at_losses(8.0, step, won=True)
     assert len(warnings(caplog)) == 2
 
 

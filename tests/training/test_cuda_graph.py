@@ -1,4 +1,4 @@
-"""The recording of a round: when it is trusted, and that it leaves no trace. A stand-in replays it where no GPU is."""
+"""Captured iterations: when they are trusted, and that a trial leaves no trace. A stand-in replays them without a GPU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,41 +8,42 @@ import torch
 from torch import Tensor
 
 from cifargan.objectives.augment import DiffAugment
-from cifargan.objectives.regularizers import LeCam
-from cifargan.training.cuda_graph import WARM_UP, CapturedStep
+from cifargan.objectives.penalties import LeCam
+from cifargan.training.cuda_graph import WARM_UP, CapturedSteps, Kind
 from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.speed import Switches
 from cifargan.training.step import GANStep
 
-GameMaker = Callable[..., GANStep]
-Round = Callable[[], dict[str, Tensor]]
+GANMaker = Callable[..., GANStep]
+ALL = frozenset({"lecam"})
+Replay = Callable[[], dict[str, Tensor]]
 
 
-class StandIn(CapturedStep):
-    """A recording without CUDA: what it replays is made by `make`, from the round."""
+class StandIn(CapturedSteps):
+    """A graph without CUDA: what it replays is made by `make`, from the iteration."""
 
-    make: Callable[[GANStep], Round]
+    make: Callable[[GANStep], Replay]
     gan: GANStep
 
-    def record(self) -> Round:
+    def capture(self, kind: Kind) -> Replay:
         return self.make(self.gan)
 
-    def _play_apart(self) -> dict[str, Tensor]:
-        return self.play()
+    def _run_on_side_stream(self, kind: Kind) -> dict[str, Tensor]:
+        return self.iteration(kind)
 
 
-def recorded(gan: GANStep, make: Callable[[GANStep], Round]) -> GANStep:
-    stand_in = StandIn(gan.play, tensors=gan.tensors, generators=[gan.stream.generator], device=gan.device)
+def recorded(gan: GANStep, make: Callable[[GANStep], Replay]) -> GANStep:
+    stand_in = StandIn(gan.iteration, tensors=gan.tensors, generators=[gan.stream.generator], device=gan.device)
     stand_in.make, stand_in.gan = make, gan
-    gan.round = stand_in
+    gan.run = stand_in
     return gan
 
 
-def rich(new_gan: GameMaker) -> GANStep:
+def rich(new_gan: GANMaker) -> GANStep:
     return new_gan(
         optimizer=adam,
-        regularizer=LeCam(start=2),
+        penalties={"lecam": LeCam(start=2)},
         augment=DiffAugment(),
         ema={"decay": 0.9, "start": 1},
         d_steps=2,
@@ -50,12 +51,12 @@ def rich(new_gan: GameMaker) -> GANStep:
     )
 
 
-def replayed(gan: GANStep) -> Round:
+def replayed(gan: GANStep) -> Replay:
     """Into the same tensors each time, as a graph does."""
     static: dict[str, Tensor] = {}
 
     def replay() -> dict[str, Tensor]:
-        for name, value in gan.play().items():
+        for name, value in gan.iteration(ALL).items():
             static.setdefault(name, torch.empty_like(value)).copy_(value)
         return static
 
@@ -63,11 +64,11 @@ def replayed(gan: GANStep) -> Round:
 
 
 def test_a_faithful_recording_is_played_and_its_trial_leaves_no_trace(
-    new_gan: GameMaker, differences: Callable[[object, object], list[str]], caplog: pytest.LogCaptureFixture
+    new_gan: GANMaker, differences: Callable[[object, object], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     played, plain = 0, rich(new_gan)
 
-    def make(gan: GANStep) -> Round:
+    def make(gan: GANStep) -> Replay:
         replay = replayed(gan)
 
         def counted() -> dict[str, Tensor]:
@@ -89,23 +90,23 @@ def test_a_faithful_recording_is_played_and_its_trial_leaves_no_trace(
     assert caplog.text == ""
 
 
-def frozen_noise(gan: GANStep) -> Round:
+def frozen_noise(gan: GANStep) -> Replay:
     """A fault of hand-made graphs: the random numbers of the recording, again and again."""
 
     def replay() -> dict[str, Tensor]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return gan.play()
+            return gan.iteration(ALL)
 
     return replay
 
 
-def lost_update(gan: GANStep) -> Round:
+def lost_update(gan: GANStep) -> Replay:
     """Another: one network is left out. Random numbers are drawn as ever."""
 
     def replay() -> dict[str, Tensor]:
         weights = [weight.clone() for weight in gan.discriminator.parameters()]
-        metrics = gan.play()
+        metrics = gan.iteration(ALL)
         for weight, before in zip(gan.discriminator.parameters(), weights, strict=True):
             weight.data.copy_(before)
         return {**metrics, "gradient_norm/discriminator": torch.zeros(())}
@@ -113,15 +114,15 @@ def lost_update(gan: GANStep) -> Round:
     return replay
 
 
-def refused(gan: GANStep) -> Round:
+def refused(gan: GANStep) -> Replay:
     raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
 
-def torn(gan: GANStep) -> Round:
+def torn(gan: GANStep) -> Replay:
     """Memory that runs out in the middle of a replay, when half of the round has happened."""
 
     def replay() -> dict[str, Tensor]:
-        gan.discriminator_step()
+        gan.discriminator_step(ALL)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     return replay
@@ -137,10 +138,10 @@ def torn(gan: GANStep) -> Round:
     ],
 )
 def test_a_recording_that_fails_or_differs_is_not_used_and_training_goes_on_as_without(
-    new_gan: GameMaker,
+    new_gan: GANMaker,
     differences: Callable[[object, object], list[str]],
     caplog: pytest.LogCaptureFixture,
-    make: Callable[[GANStep], Round],
+    make: Callable[[GANStep], Replay],
     reason: str,
 ) -> None:
     plain = rich(new_gan)
@@ -159,20 +160,20 @@ def test_a_recording_that_fails_or_differs_is_not_used_and_training_goes_on_as_w
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_round_changes_nothing_but_what_it_says_it_changes(new_gan: GameMaker, scaled: bool) -> None:
+def test_a_round_changes_nothing_but_what_it_says_it_changes(new_gan: GANMaker, scaled: bool) -> None:
     """What the trial restores is complete: a round played, undone and played again is the same round."""
     gan = rich(new_gan)
     # As in fp16. It doubles with every good update, so a second one would be seen in it.
     gan.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1, enabled=scaled)
     gan.iterate()
-    trial = recorded(gan, replayed).round
-    assert isinstance(trial, CapturedStep)
+    trial = recorded(gan, replayed).run
+    assert isinstance(trial, CapturedSteps)
     gan.prepare()
     before = trial._snapshot()
-    first = {name: value.clone() for name, value in gan.play().items()}
+    first = {name: value.clone() for name, value in gan.iteration(ALL).items()}
     scale = gan.precision.figures()
     trial._restore(before)
-    torch.testing.assert_close(gan.play(), first, rtol=0, atol=0)
+    torch.testing.assert_close(gan.iteration(ALL), first, rtol=0, atol=0)
     assert gan.precision.figures() == scale
     assert len(scale) == int(scaled)
 
@@ -181,13 +182,13 @@ def test_a_round_changes_nothing_but_what_it_says_it_changes(new_gan: GameMaker,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2)])
 def test_a_real_graph_plays_the_rounds_of_the_loop(
-    new_gan: GameMaker, caplog: pytest.LogCaptureFixture, precision: PrecisionName, tolerance: float
+    new_gan: GANMaker, caplog: pytest.LogCaptureFixture, precision: PrecisionName, tolerance: float
 ) -> None:
     ends = []
     for graph in (False, True):
         gan = new_gan(
             optimizer=partial(adam, fused=True, recorded=graph),
-            regularizer=LeCam(start=2),
+            penalties={"lecam": LeCam(start=2)},
             augment=DiffAugment(),
             device="cuda",
             d_steps=2,
@@ -195,7 +196,7 @@ def test_a_real_graph_plays_the_rounds_of_the_loop(
         )
         gan.switches = Switches(graph=graph)
         gan.precision = Precision(precision, gan.device)
-        gan.round = gan._recorded_play()
+        gan.run = gan._captured()
         torch.cuda.manual_seed(5)
         ends.append([{name: value.item() for name, value in gan.iterate().items()} for _ in range(9)])
     assert caplog.text == ""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cifargan.bench.gate import float64
 from cifargan.bench.presets import compose, narrowed, random_images
-from cifargan.build.gan import build_gan
+from cifargan.build import build_gan
+from cifargan.config import parse
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.training.speed import Switches
 
@@ -28,14 +29,14 @@ def played(recipe: str, accumulate: int) -> dict[str, Any]:
         config.model.discriminator.attention = [8]
     config.trainer.update({"batch_size": 8, "accumulate": accumulate, "d_steps": 2 if "biggan" in recipe else 1})
     config.trainer.ema.update({"decay": 0.9, "start": 2})
-    if "start" in config.regularizer:
-        config.regularizer.start = 2
+    for penalty in config.regularizer.values():
+        penalty.start = 2
     images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few rounds
     with float64():
-        gan = build_gan(config, images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
+        gan = build_gan(parse(config), images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
         metrics = [gan.iterate() for _ in range(STEPS)][-1]
     state = gan.state()
-    weights = {key: state[key] for key in ("generator", "discriminator", "ema", "regularizer")}
+    weights = {key: state[key] for key in ("generator", "discriminator", "ema", "objective")}
     return {"weights": weights, "rng": state["rng"]["cpu"], "stream": state["stream"], "metrics": metrics}
 
 

@@ -123,8 +123,8 @@ BIGGAN = [
     "trainer.d_steps=2",
     "trainer.accumulate=2",
     "trainer.ema.start=1",
-    "regularizer=lecam_cr",
-    "regularizer.start=1",
+    "regularizer=[lecam,cr]",
+    "regularizer.lecam.start=1",
     "optimizer.generator.eps=1e-2",  # the sign of a gradient of 1e-9 must not decide a step
     "optimizer.discriminator.eps=1e-2",
 ]

@@ -17,16 +17,17 @@ from cifargan.models.dcgan import DCGANDiscriminator
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, ProjectionHead
 from cifargan.models.spectral import SpectralNorm, trained_weight
-from cifargan.objectives.adversarial import BCELoss, WassersteinLoss
 from cifargan.objectives.augment import DiffAugment
+from cifargan.objectives.base import Augment, Judgement, Penalty
 from cifargan.objectives.classification import D2DCE, CrossEntropy
-from cifargan.objectives.regularizers import LeCam, Regularizer
+from cifargan.objectives.losses import BCELoss, WassersteinLoss
+from cifargan.objectives.penalties import LeCam
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import PrecisionName
 from cifargan.training.running import RunningMeans
 from cifargan.training.step import GANStep, frozen
 
-GameMaker = Callable[..., GANStep]
+GANMaker = Callable[..., GANStep]
 
 NORMALISED_D = partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=ProjectionHead, spectral_norm=True)
 NORMALISED_G = partial(DenseGenerator, latent_dim=4, stem_channels=4, channels=4, label_map_size=4, spectral_norm=True)
@@ -51,7 +52,7 @@ def stays(before: list[Tensor], network: nn.Module) -> bool:
 # What a round computes
 
 
-def test_first_losses_are_those_of_the_formulas(new_gan: GameMaker) -> None:
+def test_first_losses_are_those_of_the_formulas(new_gan: GANMaker) -> None:
     gan = new_gan()
     torch.manual_seed(7)
     x, y = new_gan().stream.next()
@@ -63,10 +64,11 @@ def test_first_losses_are_those_of_the_formulas(new_gan: GameMaker) -> None:
     gradients = torch.autograd.grad(loss, list(gan.discriminator.parameters()))
     torch.manual_seed(7)
     gan.prepare()
-    metrics = gan.discriminator_step()
+    metrics = gan.discriminator_step(gan.objective.due(0))
     expected = {
+        "loss/real": F.relu(1 - real).mean().detach(),
+        "loss/fake": F.relu(1 + fake).mean().detach(),
         "loss/discriminator": loss.detach(),
-        "loss/regularizer": torch.zeros(()),
         "logit/real": real.detach().mean(),
         "logit/fake": fake.detach().mean(),
         "accuracy/real": (real > 0).float().mean(),
@@ -78,18 +80,18 @@ def test_first_losses_are_those_of_the_formulas(new_gan: GameMaker) -> None:
         torch.testing.assert_close(metrics[name], value, msg=name)
 
 
-class Pull(Regularizer):
+class Pull(Penalty):
     """A penalty with a gradient that is easy to know."""
 
-    def forward(self, real: Tensor, fake: Tensor, step: Tensor, *views: Tensor) -> Tensor:
-        return 2.0 * real.mean() - 0.5 * fake.mean()
+    def forward(self, judgement: Judgement) -> Tensor:
+        return 2.0 * judgement.real.logits.mean() - 0.5 * judgement.fake.logits.mean()
 
 
-def test_both_players_descend_the_sum_of_all_their_terms(new_gan: GameMaker) -> None:
+def test_both_players_descend_the_sum_of_all_their_terms(new_gan: GANMaker) -> None:
     terms = CrossEntropy(weight=0.5, fake_weight=0.25, label_smoothing=0.0)
     gan = new_gan(
         discriminator=partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=AuxiliaryHead),
-        regularizer=Pull(),
+        penalties={"pull": Pull()},
         classification=terms,
         optimizer=DESCENT,
         d_lr=1.0,
@@ -97,7 +99,8 @@ def test_both_players_descend_the_sum_of_all_their_terms(new_gan: GameMaker) -> 
     )
     torch.manual_seed(7)
     x, y = new_gan().stream.next()
-    for network, step in ((gan.discriminator, gan.discriminator_step), (gan.generator, gan.generator_step)):
+    steps: list[Callable[[], Any]] = [partial(gan.discriminator_step, gan.objective.due(0)), gan.generator_step]
+    for network, step in zip((gan.discriminator, gan.generator), steps, strict=True):
         torch.manual_seed(7)
         z, y_fake = torch.randn(8, 4), torch.randint(4, (8,))
         real, fake = gan.discriminator(x, y), gan.discriminator(gan.generator(z, y_fake), y_fake)
@@ -115,7 +118,7 @@ def test_both_players_descend_the_sum_of_all_their_terms(new_gan: GameMaker) -> 
         torch.testing.assert_close(moved(before, network), [-g for g in gradients], rtol=1e-4, atol=1e-5)
 
 
-def test_the_generator_climbs_what_the_discriminator_says(new_gan: GameMaker) -> None:
+def test_the_generator_climbs_what_the_discriminator_says(new_gan: GANMaker) -> None:
     gan = new_gan(optimizer=DESCENT, g_lr=1.0)
     torch.manual_seed(7)
     z, y = torch.randn(8, 4), torch.randint(4, (8,))
@@ -130,7 +133,7 @@ def test_the_generator_climbs_what_the_discriminator_says(new_gan: GameMaker) ->
     assert metrics["gradient_norm/generator"] > 0
 
 
-def test_class_terms_train_each_player_on_its_own_images(new_gan: GameMaker) -> None:
+def test_class_terms_train_each_player_on_its_own_images(new_gan: GANMaker) -> None:
     gan = new_gan(discriminator=SMALL_BIGGAN_D, classification=CrossEntropy(), generator=SMALL_BIGGAN)
     metrics = gan.iterate()
     assert {"loss/class_real", "loss/class_fake", "accuracy/class_real", "accuracy/class_fake"} <= metrics.keys()
@@ -142,18 +145,19 @@ def test_class_terms_train_each_player_on_its_own_images(new_gan: GameMaker) -> 
     )
     before = weights(lonely.discriminator.get_submodule("head.classifier"))
     lonely.prepare()
-    lonely.discriminator_step()
+    lonely.discriminator_step(lonely.objective.due(0))
     assert stays(before, lonely.discriminator.get_submodule("head.classifier"))
 
 
-def test_the_augmentation_is_between_the_images_and_the_discriminator_in_all_three_places(new_gan: GameMaker) -> None:
+def test_the_augmentation_is_between_the_images_and_the_discriminator_in_all_three_places(new_gan: GANMaker) -> None:
     seen: list[Tensor] = []
 
-    def augment(x: Tensor) -> Tensor:
-        seen.append(x)
-        return torch.zeros_like(x) + 0.0 * x
+    class Blank(Augment):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return torch.zeros_like(x) + 0.0 * x
 
-    gan = new_gan(augment=augment)
+    gan = new_gan(augment=Blank())
     judged: list[Tensor] = []
     gan.discriminator.register_forward_pre_hook(lambda module, args: judged.append(args[0].detach()))
     gan.iterate()
@@ -162,7 +166,7 @@ def test_the_augmentation_is_between_the_images_and_the_discriminator_in_all_thr
     assert all(not x.any() for x in judged)
 
 
-def test_clipping_comes_after_every_update_of_the_critic(new_gan: GameMaker) -> None:
+def test_clipping_comes_after_every_update_of_the_critic(new_gan: GANMaker) -> None:
     gan = new_gan(loss=WassersteinLoss(clip=0.01), optimizer=rmsprop, d_lr=0.5, g_lr=0.5, d_steps=2)
     gan.iterate()
     assert max(float(p.detach().abs().max()) for p in gan.discriminator.parameters()) == pytest.approx(0.01)
@@ -173,7 +177,7 @@ def test_clipping_comes_after_every_update_of_the_critic(new_gan: GameMaker) -> 
 
 
 @pytest.mark.parametrize("d_steps", [1, 3])
-def test_a_round_is_d_steps_updates_of_one_and_one_of_the_other(new_gan: GameMaker, d_steps: int) -> None:
+def test_a_round_is_d_steps_updates_of_one_and_one_of_the_other(new_gan: GANMaker, d_steps: int) -> None:
     gan = new_gan(d_steps=d_steps)
     gan.iterate()
     gan.iterate()
@@ -187,19 +191,19 @@ def test_a_round_is_d_steps_updates_of_one_and_one_of_the_other(new_gan: GameMak
     assert gan.stream.images_seen == 2 * d_steps * 8
 
 
-def test_the_discriminators_step_leaves_the_generator_alone(new_gan: GameMaker) -> None:
+def test_the_discriminators_step_leaves_the_generator_alone(new_gan: GANMaker) -> None:
     gan = new_gan(generator=NORMALISED_G, discriminator=NORMALISED_D)
     before, d_before = weights(gan.generator), weights(gan.discriminator)
     vectors = [buffer.clone() for buffer in gan.generator.buffers()]
     gan.prepare()
-    gan.discriminator_step()
+    gan.discriminator_step(gan.objective.due(0))
     assert stays(before, gan.generator)
     assert all(torch.equal(a, b) for a, b in zip(vectors, gan.generator.buffers(), strict=True))
     assert all(p.grad is None for p in gan.generator.parameters())
     assert not stays(d_before, gan.discriminator)
 
 
-def test_the_generators_step_leaves_the_discriminator_and_its_gradients_alone(new_gan: GameMaker) -> None:
+def test_the_generators_step_leaves_the_discriminator_and_its_gradients_alone(new_gan: GANMaker) -> None:
     gan = new_gan(generator=NORMALISED_G, discriminator=NORMALISED_D)
     before, g_before = weights(gan.discriminator), weights(gan.generator)
     vectors = [buffer.clone() for buffer in gan.discriminator.buffers()]
@@ -251,7 +255,7 @@ def vectors_of(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("discriminator", [NORMALISED_D, BATCH_NORM_D], ids=["one pass", "two passes"])
 def test_one_power_iteration_an_update_however_many_passes_it_takes(
-    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, discriminator: Callable[..., nn.Module], accumulate: int
+    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch, discriminator: Callable[..., nn.Module], accumulate: int
 ) -> None:
     gan = new_gan(
         generator=NORMALISED_G,
@@ -261,7 +265,8 @@ def test_one_power_iteration_an_update_however_many_passes_it_takes(
         d_lr=0.1,
         g_lr=0.1,
     )
-    for network, step in ((gan.discriminator, gan.discriminator_step), (gan.generator, gan.generator_step)):
+    steps: list[Callable[[], Any]] = [partial(gan.discriminator_step, gan.objective.due(0)), gan.generator_step]
+    for network, step in zip((gan.discriminator, gan.generator), steps, strict=True):
         old = vectors_of(network)
         gan.prepare()
         step()
@@ -281,7 +286,7 @@ def test_one_power_iteration_an_update_however_many_passes_it_takes(
     ("discriminator", "batches"), [(NORMALISED_D, [16, 8]), (BATCH_NORM_D, [8, 8, 8])], ids=["joint", "batch norm"]
 )
 def test_batch_norm_never_sees_real_and_fake_together(
-    new_gan: GameMaker, discriminator: Callable[..., nn.Module], batches: list[int]
+    new_gan: GANMaker, discriminator: Callable[..., nn.Module], batches: list[int]
 ) -> None:
     gan = new_gan(discriminator=discriminator)
     seen: list[int] = []
@@ -291,18 +296,19 @@ def test_batch_norm_never_sees_real_and_fake_together(
 
 
 def test_one_pass_and_two_passes_are_the_same_update_without_batch_norm(
-    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch
+    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joint, separate = (
-        new_gan(discriminator=NORMALISED_D, regularizer=LeCam(start=0), optimizer=DESCENT, d_lr=1.0) for _ in range(2)
+        new_gan(discriminator=NORMALISED_D, penalties={"lecam": LeCam(start=0)}, optimizer=DESCENT, d_lr=1.0)
+        for _ in range(2)
     )
     torch.manual_seed(3)
     joint.prepare()
-    metrics = joint.discriminator_step()
+    metrics = joint.discriminator_step(joint.objective.due(0))
     monkeypatch.setattr(DenseDiscriminator, "joint_pass", False)
     separate.prepare()
     torch.manual_seed(3)
-    for name, value in separate.discriminator_step().items():
+    for name, value in separate.discriminator_step(joint.objective.due(0)).items():
         torch.testing.assert_close(value, metrics[name], msg=name)
     torch.testing.assert_close(weights(joint.discriminator), weights(separate.discriminator))
 
@@ -329,12 +335,12 @@ def fix_inputs(gan: GANStep, monkeypatch: pytest.MonkeyPatch, images: tuple[Tens
     size = gan.schedule.micro_batch
     latents = FixedStream(z, y, size)
     monkeypatch.setattr(gan, "stream", FixedStream(*images, size))
-    monkeypatch.setattr(gan, "_latents", lambda n: latents.take())
+    monkeypatch.setattr(gan, "_latents", lambda *_: latents.take())
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_micro_batches_give_the_update_of_the_whole_batch(
-    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, accumulate: int
+    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     settings: dict[str, Any] = {
         "generator": NORMALISED_G,
@@ -440,11 +446,11 @@ def refuse(*args: Any, **kwargs: Any) -> None:
     ],
 )
 def test_a_round_never_waits_for_the_device(
-    new_gan: GameMaker, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], precision: PrecisionName
+    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], precision: PrecisionName
 ) -> None:
     for name in ("tolist", "numpy", "cpu"):  # would read a CPU tensor without any operator
         monkeypatch.setattr(Tensor, name, refuse)
-    common = {"regularizer": LeCam(start=2), "augment": DiffAugment(), "ema": {"decay": 0.9, "start": 1}}
+    common = {"penalties": {"lecam": LeCam(start=2)}, "augment": DiffAugment(), "ema": {"decay": 0.9, "start": 1}}
     gan = new_gan(**{"optimizer": adam, **common, **settings}, precision=precision, d_steps=2)
     metrics = gan.iterate()  # makes the optimisers' state
     running = RunningMeans(list(metrics))
@@ -462,13 +468,13 @@ def test_a_round_never_waits_for_the_device(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_round_never_waits_for_a_real_gpu(new_gan: GameMaker, precision: PrecisionName) -> None:
+def test_a_round_never_waits_for_a_real_gpu(new_gan: GANMaker, precision: PrecisionName) -> None:
     gan = new_gan(
         generator=SMALL_BIGGAN,
         discriminator=SMALL_BIGGAN_D,
         classification=CrossEntropy(),
         optimizer=adam,
-        regularizer=LeCam(start=2),
+        penalties={"lecam": LeCam(start=2)},
         augment=DiffAugment(),
         precision=precision,
         device="cuda",
@@ -485,7 +491,7 @@ def test_a_round_never_waits_for_a_real_gpu(new_gan: GameMaker, precision: Preci
 # State
 
 
-def test_a_checkpoint_of_other_networks_is_refused_by_the_name_of_the_tensor(new_gan: GameMaker) -> None:
+def test_a_checkpoint_of_other_networks_is_refused_by_the_name_of_the_tensor(new_gan: GANMaker) -> None:
     state = new_gan().state()
     wider = new_gan(discriminator=partial(DenseDiscriminator, channels=[4, 8], head=ProjectionHead))
     with pytest.raises(
@@ -495,11 +501,11 @@ def test_a_checkpoint_of_other_networks_is_refused_by_the_name_of_the_tensor(new
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"another generator: .* is absent there"):
         new_gan(generator=NORMALISED_G).load_state(state)
-    with pytest.raises(UserError, match=r"another regularizer: real_anchor is absent there"):
-        new_gan(regularizer=LeCam()).load_state(state)
+    with pytest.raises(UserError, match=r"another regularizer: penalties.lecam.real_anchor is absent there"):
+        new_gan(penalties={"lecam": LeCam()}).load_state(state)
 
 
-def test_a_checkpoint_of_another_optimiser_is_refused(new_gan: GameMaker) -> None:
+def test_a_checkpoint_of_another_optimiser_is_refused(new_gan: GANMaker) -> None:
     gan = new_gan(optimizer=adam)
     gan.iterate()
     with pytest.raises(UserError, match="another optimizer") as error:
@@ -507,7 +513,7 @@ def test_a_checkpoint_of_another_optimiser_is_refused(new_gan: GameMaker) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_settings_given_anew_win_over_those_of_the_checkpoint(new_gan: GameMaker) -> None:
+def test_settings_given_anew_win_over_those_of_the_checkpoint(new_gan: GANMaker) -> None:
     gan = new_gan(optimizer=partial(adam, betas=(0.5, 0.9)), d_lr=1e-3)
     gan.iterate()
     resumed = new_gan(optimizer=partial(adam, betas=(0.0, 0.99)), d_lr=5e-3)

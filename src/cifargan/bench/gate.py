@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cifargan.bench.presets import build_reference, copy_weights, narrowed, random_images, reference_name
-from cifargan.build.gan import build_gan
+from cifargan.build import build_gan
+from cifargan.config import parse
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import restart_power_iteration_
@@ -93,8 +94,9 @@ def small(config: DictConfig) -> DictConfig:
     config.precision = "fp32"
     config.trainer.update({"batch_size": BATCH, "accumulate": 1, "d_steps": min(2, config.trainer.d_steps)})
     config.trainer.ema.start = 0
-    if "start" in config.regularizer:
-        config.regularizer.start = 0
+    for penalty in config.regularizer.values():
+        if "start" in penalty:
+            penalty.start = 0
     if "dropout" in config.model.discriminator:
         config.model.discriminator.dropout = 0.0
     return config
@@ -102,7 +104,7 @@ def small(config: DictConfig) -> DictConfig:
 
 def randomised_gan(config: DictConfig, images: ImageSet, switches: Switches) -> GANStep:
     """Networks on the CPU with noise on every weight: a gain of zero would hide what it multiplies."""
-    gan = build_gan(config, images=images, device=CPU, switches=switches)
+    gan = build_gan(parse(config), images=images, device=CPU, switches=switches)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for network in (gan.generator, gan.discriminator):
@@ -122,9 +124,9 @@ class Replay:
     def advance(self, batches: int) -> None:
         """Do nothing: everything has been drawn."""
 
-    def take(self, n: int = 0) -> tuple[Tensor, Tensor]:
-        """The next pair; `n` is ignored."""
-        del n
+    def take(self, n: int = 0, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The next pair; what was asked for is ignored."""
+        del n, y
         return next(self._pairs)
 
 

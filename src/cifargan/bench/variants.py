@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifargan.bench.presets import build_reference, copy_weights
-from cifargan.build.gan import build_gan
+from cifargan.build import build_gan
+from cifargan.config import parse
 from cifargan.data.sources import ImageSet
 from cifargan.training.precision import PrecisionName
 from cifargan.training.rng import use_tf32
@@ -124,9 +125,9 @@ def warm(variant: Variant, config: DictConfig, *, images: ImageSet, device: torc
 def _build(variant: Variant, config: DictConfig, *, images: ImageSet, device: torch.device) -> Any:
     if variant.switches is not None:
         own = cast(DictConfig, OmegaConf.merge(config, {"precision": variant.precision}))
-        return build_gan(own, images=images, device=device, switches=variant.switches)
+        return build_gan(parse(own), images=images, device=device, switches=variant.switches)
     autocast = None if variant.precision == "fp32" else DTYPES[variant.precision]
     reference = build_reference(config, images=images, device=device, autocast=autocast)
     # PyTorch's default initialisation can make a GAN diverge at once.
-    copy_weights(build_gan(config, images=images, device=device, switches=PLAIN), reference)
+    copy_weights(build_gan(parse(config), images=images, device=device, switches=PLAIN), reference)
     return reference

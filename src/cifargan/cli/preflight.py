@@ -26,7 +26,7 @@ def preflight(config: DictConfig, trainer: Trainer, directory: RunDirectory) -> 
         f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
         f"model    G {model.generator.name} {millions[0]}, D {model.discriminator.name} {millions[1]} "
         f"({model.discriminator.head.name} head, {' and '.join(normalisers) or 'no normaliser'})",
-        f"loss     {config.loss.name}, regularizer {config.regularizer.name}, augment {config.augment.name}",
+        f"loss     {config.loss.name}, regularizer {', '.join(config.regularizer) or 'none'}, augment {config.augment.name}",
         f"scores   {trainer.scoring.evaluator.plan}",
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "
         f"D {d.name} lr {d_rate:g}, EMA {gan.ema.decay:g}",

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cifargan.errors import UserError
 from cifargan.models import spectral
 from cifargan.models.batch_norm import BatchNorm2d
-from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
+from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory, split_at
 from cifargan.models.layers import ClassBatchNorm2d, ConditionalBatchNorm2d, initialize_
 from cifargan.models.residual import DiscriminatorBlock, GeneratorBlock, attention_layers, conv
 
@@ -172,3 +172,7 @@ class BigGANDiscriminator(Discriminator):
         h = F.relu(self.body(x)).sum(dim=(2, 3))  # (N, C)
         output: DiscriminatorOutput = self.head(h, y)
         return output
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """The residual blocks, each with its attention."""
+        return split_at(self.body, DiscriminatorBlock)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cifargan.errors import UserError
 from cifargan.models import spectral
 from cifargan.models.batch_norm import BatchNorm2d
-from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
+from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory, split_at
 from cifargan.models.layers import ClassBatchNorm2d, LabelMap, initialize_
 
 _BATCH_NORM_EPS = 1e-5
@@ -194,3 +194,7 @@ class DCGANDiscriminator(Discriminator):
         h = self.body(self.label_map(x, y))  # (N, B * 2^(n-1), 4, 4)
         output: DiscriminatorOutput = self.head(self.dropout(h.flatten(1)), y)
         return output
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """The convolutions, each with the layers that follow it."""
+        return split_at(self.body, nn.Conv2d)

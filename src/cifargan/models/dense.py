@@ -16,7 +16,7 @@ from cifargan.errors import UserError
 from cifargan.models import spectral
 from cifargan.models.batch_norm import BatchNorm2d
 from cifargan.models.dcgan import IgnoreLabels, count_doublings, feature_dropout, require_positive
-from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory
+from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory, split_at
 from cifargan.models.layers import LabelMap, SelfAttention, initialize_
 
 
@@ -187,3 +187,7 @@ class DenseDiscriminator(Discriminator):
         h = self.body(self.label_map(x, y))  # (N, channels[-1], S', S'), S' the last size
         output: DiscriminatorOutput = self.head(self.dropout(h.flatten(1)), y)
         return output
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """The convolutions, each with the layers that follow it."""
+        return split_at(self.body, nn.Conv2d)

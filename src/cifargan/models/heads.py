@@ -1,4 +1,4 @@
-"""Heads of discriminators: the last layer, which turns features into realness and, for some, into classes.
+"""Heads of discriminators: the last layer, which turns features into realness logits and, for some, into class logits.
 
 Shapes: N batch, F features, K classes, E length of an embedding. Every head computes in float32 even under autocast:
 it costs next to nothing, and losses take small differences of what comes out.
@@ -87,6 +87,8 @@ class AuxiliaryHead(_FullPrecisionHead):
         UserError: If there are no classes.
     """
 
+    gives = ("class_logits",)
+
     def __init__(self, *, in_features: int, num_classes: int, spectral_norm: bool) -> None:
         super().__init__()
         _require_classes(num_classes, "auxiliary")
@@ -114,6 +116,8 @@ class EmbeddingHead(_FullPrecisionHead):
     Raises:
         UserError: If there are no classes.
     """
+
+    gives = ("class_logits", "embedding", "class_proxies")
 
     def __init__(self, *, in_features: int, num_classes: int, spectral_norm: bool, embedding_dim: int = 512) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ Labels are always passed; unconditional networks ignore them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +44,11 @@ class Generator(nn.Module, ABC):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator says about a batch."""
+    """A discriminator's output for a batch."""
 
     logits: Tensor  # (N,) realness, before any sigmoid
-    class_logits: Tensor | None = None  # (N, K), only from an auxiliary head
-    embedding: Tensor | None = None  # (N, E) of unit length, only where D2D-CE asks for it
+    class_logits: Tensor | None = None  # (N, K), from heads that classify
+    embedding: Tensor | None = None  # (N, E) of unit length, from heads that embed
     class_proxies: Tensor | None = None  # (K, E) of unit length, beside `embedding`
 
     def split(self, sizes: Sequence[int]) -> list["DiscriminatorOutput"]:
@@ -64,7 +64,15 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class Head(nn.Module, ABC):
-    """The last layer of a discriminator: features to realness, and to classes where it has an opinion."""
+    """The last layer of a discriminator: features to realness and, for some heads, to classes.
+
+    Its constructor takes `in_features` (F), `num_classes` (K) and `spectral_norm`, and its own settings beside them.
+
+    Attributes:
+        gives: the fields of `DiscriminatorOutput`, beside `logits`, that it fills; class terms need them.
+    """
+
+    gives: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, h: Tensor, y: Tensor) -> DiscriminatorOutput:
@@ -79,11 +87,15 @@ class HeadFactory(Protocol):
         ...
 
 
-class Discriminator(nn.Module, ABC):
-    """Judges images: a body, then a `Head`.
+class AcrossBatch(nn.Module):
+    """Base class of layers whose output for one image depends on the other images of the batch, beside batch norm."""
 
-    A part that has no share in the slope of the realness logit over images, as it sees labels alone or makes class
-    logits alone, says so by `spared_by_clipping`: see `spare_from_clipping`.
+
+class Discriminator(nn.Module, ABC):
+    """Judges images: layers of any kind, then usually a `Head`.
+
+    A part that sees labels alone, or makes class logits alone, has no share in the slope of the realness logit over
+    images: mark it by `spare_from_clipping`.
     """
 
     @abstractmethod
@@ -100,15 +112,28 @@ class Discriminator(nn.Module, ABC):
 
     @property
     def joint_pass(self) -> bool:
-        """Whether real and fake may share one forward pass.
+        """Whether real and generated images may share one forward pass.
 
-        True without batch norm. With it, joint statistics would tell the discriminator about the mixture, so real and
-        fake are judged in two passes.
+        False with any layer that looks across the batch: it would tell the discriminator about the mixture.
         """
-        return not any(isinstance(module, _BatchNorm) for module in self.modules())
+        return not any(isinstance(module, _BatchNorm | AcrossBatch) for module in self.modules())
+
+    def blocks(self) -> Sequence[Sequence[nn.Module]]:
+        """The blocks from the image on, each as its layers, which `trainer.freeze_d` can freeze; () for none."""
+        return ()
+
+
+def split_at(body: nn.Sequential, *starts: type[nn.Module]) -> list[list[nn.Module]]:
+    """Split a sequence of layers into blocks, each beginning with a layer of one of the given classes."""
+    blocks: list[list[nn.Module]] = []
+    for layer in body:
+        if isinstance(layer, starts):
+            blocks.append([])
+        blocks[-1].append(layer)
+    return blocks
 
 
 def spare_from_clipping(module: Module) -> Module:
-    """Mark a part of a discriminator, with all in it, as none of what weight clipping is to bound; returns it."""
+    """Mark a part of a discriminator, with all in it, to be left alone by weight clipping; returns it."""
     module.spared_by_clipping = True  # type: ignore[assignment]
     return module

@@ -1,1 +1,1 @@
-"""What is minimised: adversarial losses, regularisers, class terms; and the augmentation they are computed under."""
+"""What is minimised: adversarial losses, penalties, class terms; and the augmentation they are computed under."""

@@ -6,15 +6,13 @@ away or was cut out, is mid-grey; colour changes may leave the range.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifargan.distributed import draw_shard
 from cifargan.errors import UserError
-
-Augment: TypeAlias = Callable[[Tensor], Tensor]
+from cifargan.objectives.base import Augment
 
 
 def adjust_color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def random_cutout(x: Tensor) -> Tensor:
     return cut_out(x, top, left, height=height, width=width)
 
 
-POLICIES: dict[str, Augment] = {
+POLICIES: dict[str, Callable[[Tensor], Tensor]] = {
     "color": random_color,
     "translation": random_translation,
     "cutout": random_cutout,
@@ -110,7 +108,7 @@ POLICIES: dict[str, Augment] = {
 DEFAULT_POLICY = list(POLICIES)
 
 
-class DiffAugment(nn.Module):
+class DiffAugment(Augment):
     """Differentiable augmentation (Zhao et al. 2020) of all that the discriminator sees, in both players' steps."""
 
     def __init__(self, *, policy: list[str] = DEFAULT_POLICY) -> None:

@@ -1,4 +1,4 @@
-"""Class terms: what a discriminator's opinion about the class costs both players.
+"""Class terms: what the class logits or embeddings of a discriminator's head cost both players.
 
 The discriminator learns classes from real images, the generator is corrected on its own (Odena et al. 2017): each loss
 has a side for each player. All is computed in float32 and returned as a 0-dim float32 tensor, already weighted.
@@ -6,37 +6,15 @@ has a side for each player. All is computed in float32 and returned as a 0-dim f
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifargan.errors import UserError
-
-
-class HasClassOpinion(Protocol):
-    """The part of a discriminator's output that class terms read; None stands for what its head does not give."""
-
-    @property
-    def logits(self) -> Tensor:
-        """(N,) realness."""
-        ...
-
-    @property
-    def class_logits(self) -> Tensor | None:
-        """(N, K) class scores before the softmax."""
-        ...
-
-    @property
-    def embedding(self) -> Tensor | None:
-        """(N, E) images on the unit sphere."""
-        ...
-
-    @property
-    def class_proxies(self) -> Tensor | None:
-        """(K, E) classes on the same sphere."""
-        ...
+from cifargan.models.interface import DiscriminatorOutput
+from cifargan.objectives.base import require_number
 
 
 def d2d_cross_entropy(
@@ -74,7 +52,13 @@ def d2d_cross_entropy(
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """The class term of both players: one formula, `forward`, and a weight for each side."""
+    """The class term of both players: one formula, `forward`, and a weight for each side.
+
+    Attributes:
+        needs: the fields of `DiscriminatorOutput`, beside `logits`, that the term reads; the head must give them.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, weight: float, fake_weight: float) -> None:
         """Set up the weights.
@@ -87,14 +71,11 @@ class ClassificationLoss(nn.Module, ABC):
             UserError: If a weight is negative or not finite.
         """
         super().__init__()
-        for name, value in (("weight", weight), ("fake_weight", fake_weight)):
-            if not 0.0 <= value < math.inf:
-                raise UserError(f"{name} of {type(self).__name__} is {value}: choose a number of at least 0.")
-        self.weight = weight
-        self.fake_weight = fake_weight
+        self.weight = require_number("model.classification", "weight", weight)
+        self.fake_weight = require_number("model.classification", "fake_weight", fake_weight)
 
     @abstractmethod
-    def forward(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def forward(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Compute the term without a weight.
 
         Args:
@@ -103,16 +84,13 @@ class ClassificationLoss(nn.Module, ABC):
 
         Returns:
             0-dim float32.
-
-        Raises:
-            UserError: If the discriminator's head does not give what the term needs.
         """
 
-    def discriminator(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def discriminator(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Weighted term of the discriminator, from real images; see `forward`."""
         return self.weight * self.forward(output, y)
 
-    def generator(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def generator(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Weighted term of the generator, from generated images; see `forward`."""
         return self.fake_weight * self.forward(output, y)
 
@@ -123,7 +101,7 @@ class NoClassification(ClassificationLoss):
     def __init__(self) -> None:
         super().__init__(weight=0.0, fake_weight=0.0)
 
-    def forward(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def forward(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Return zero on the logits' device."""
         del y
         return output.logits.new_zeros((), dtype=torch.float32)
@@ -131,6 +109,8 @@ class NoClassification(ClassificationLoss):
 
 class CrossEntropy(ClassificationLoss):
     """Cross-entropy of an auxiliary classifier, AC-GAN (Odena et al. 2017, equation 3)."""
+
+    needs = ("class_logits",)
 
     def __init__(self, *, weight: float = 1.0, fake_weight: float = 1.0, label_smoothing: float = 0.1) -> None:
         """Set up the term.
@@ -144,22 +124,19 @@ class CrossEntropy(ClassificationLoss):
             UserError: If a setting is out of its range.
         """
         super().__init__(weight=weight, fake_weight=fake_weight)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"label_smoothing of CrossEntropy is {label_smoothing}: choose a number in [0, 1).")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = require_number("model.classification", "label_smoothing", label_smoothing, high=1.0)
 
-    def forward(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def forward(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Cross-entropy of the class logits (N, K)."""
         if output.class_logits is None:
-            raise UserError(
-                "CrossEntropy needs class logits, which the discriminator's head does not give: "
-                "choose model.discriminator.head.name=auxiliary."
-            )
+            raise ValueError("the head gives no class logits")
         return F.cross_entropy(output.class_logits.float(), y, label_smoothing=self.label_smoothing)
 
 
 class D2DCE(ClassificationLoss):
     """Data-to-data cross-entropy, ReACGAN (Kang et al. 2021): see `d2d_cross_entropy`."""
+
+    needs = ("embedding", "class_proxies")
 
     def __init__(
         self, *, weight: float = 0.5, fake_weight: float = 0.5, margin: float = 0.98, temperature: float = 0.5
@@ -178,19 +155,16 @@ class D2DCE(ClassificationLoss):
         """
         super().__init__(weight=weight, fake_weight=fake_weight)
         if not 0.0 <= margin <= 1.0:
-            raise UserError(f"margin of D2DCE is {margin}: choose a cosine in [0, 1], such as 0.98.")
+            raise UserError(f"model.classification.margin={margin}: choose a cosine in [0, 1], such as 0.98")
         if not 0.0 < temperature < math.inf:
-            raise UserError(f"temperature of D2DCE is {temperature}: choose a positive number, such as 0.5.")
+            raise UserError(f"model.classification.temperature={temperature}: choose a positive number, such as 0.5")
         self.margin = margin
         self.temperature = temperature
 
-    def forward(self, output: HasClassOpinion, y: Tensor) -> Tensor:
+    def forward(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
         """Data-to-data cross-entropy of the embedding (N, E) and the class proxies (K, E)."""
         if output.embedding is None or output.class_proxies is None:
-            raise UserError(
-                "D2DCE needs an embedding and class proxies, which the discriminator's head does not give: "
-                "choose model.discriminator.head.name=embedding."
-            )
+            raise ValueError("the head gives no embedding and no class proxies")
         return d2d_cross_entropy(
             output.embedding, output.class_proxies, y, margin=self.margin, temperature=self.temperature
         )

@@ -11,7 +11,6 @@ from cifargan.evaluation.records import Record
 
 log = logging.getLogger(__name__)
 
-PINNED = 0.999  # accuracy on real and on fake from which the discriminator has won
 FLAT = 0.05  # relative range of the generator's loss that counts as no progress
 POOR = 0.1  # share of the real images' spread below which the samples are all alike
 SOMETHING = 0.05  # precision, recall or coverage that a generator must have had once
@@ -44,10 +43,9 @@ class CollapseWatch:
         self.poor_grids = 0
         self.warned: list[str] = []
 
-    def look_at_scalars(self, values: dict[str, float], step: int) -> None:
-        """A discriminator that is always right, and a generator that gets nowhere."""
-        pinned = values["accuracy/real"] > PINNED and values["accuracy/fake"] > PINNED
-        self.generator_losses = [*self.generator_losses, values["loss/generator"]] if pinned else []
+    def look_at_losses(self, generator_loss: float, step: int, *, won: bool) -> None:
+        """A discriminator that is always right (`won`), and a generator that gets nowhere."""
+        self.generator_losses = [*self.generator_losses, generator_loss] if won else []
         if len(self.generator_losses) < self.patience:
             return
         self.generator_losses = self.generator_losses[-self.patience :]

@@ -1,12 +1,13 @@
-"""A round of the gan as one CUDA graph: the host starts one thing a round, in place of thousands of kernels.
+"""An iteration as one CUDA graph: the host starts one thing an iteration, in place of thousands of kernels.
 
-Unlike torch's own graph trees, one recording holds both networks' passes, the optimisers and the average. It is trusted
-only after it was seen to do what the loop does that it was recorded from.
+Unlike torch's own graph trees, one graph holds both networks' passes, the optimisers and the average. It is trusted only
+after it was seen to compute what the loop computes that it was captured from.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,52 +16,62 @@ from cifargan.training.rng import restore_rng, rng_state
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3  # rounds before the recording: lazy initialisations and the choice of algorithms must be over by then
-TOLERANCE = 0.02  # relative: reductions in another order, in bf16, differ by less; a round with other images by more
-RESTLESS = 4.0  # a recording may differ by this many times what two plays of the same round differ by
+WARM_UP = 3  # iterations of a kind before its capture: lazy initialisation and choice of algorithms are over by then
+MAX_KINDS = 4  # kinds that are captured; those that come to it later are rare
+TOLERANCE = 0.02  # relative: sums in another order, in bf16, differ by less; an iteration with other images by more
+RESTLESS = 4.0  # a graph may differ by this many times what two eager runs of the same iteration differ by
 
+Kind: TypeAlias = frozenset[str]  # of an iteration: the penalties that it takes
 _Snapshot: TypeAlias = tuple[list[Tensor], dict[str, Tensor], list[Tensor]]
 
 
-class CapturedStep:
-    """Plays rounds: the first few as they are, then from a recording, if that agrees with them.
+class CapturedSteps:
+    """Runs iterations: of each kind the first few eagerly, then from a CUDA graph if that agrees with them.
+
+    All graphs share one memory pool, since only one of them runs at a time.
 
     Args:
-        play: one round; returns 0-dim tensors on the device.
-        tensors: gives all that a round changes in place.
-        generators: random generators that a round draws from, beside the device's default one.
+        iteration: one iteration of a kind; returns 0-dim tensors on the device.
+        tensors: gives all that an iteration changes in place.
+        generators: random generators that an iteration draws from, beside the device's default one.
         device: a CUDA device.
     """
 
     def __init__(
         self,
-        play: Callable[[], dict[str, Tensor]],
+        iteration: Callable[[Kind], dict[str, Tensor]],
         *,
         tensors: Callable[[], list[Tensor]],
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:
-        self.play = play
+        self.iteration = iteration
         self.tensors = tensors
         self.own_generators = list(generators)
         self.device = device
-        self.rounds = 0
-        self.chosen: Callable[[], dict[str, Tensor]] | None = None
+        self.eager_runs: dict[Kind, int] = {}
+        self.chosen: dict[Kind, Callable[[], dict[str, Tensor]]] = {}
+        self._pool: Any = None
 
-    def __call__(self) -> dict[str, Tensor]:
-        """One round."""
-        if self.chosen is None and self.rounds == WARM_UP:
-            self.chosen = self._choose()
-        self.rounds += 1
-        return (self.chosen or self._play_apart)()
+    def __call__(self, kind: Kind) -> dict[str, Tensor]:
+        """One iteration of a kind."""
+        if kind not in self.chosen:
+            runs = self.eager_runs.get(kind, 0)
+            if runs < WARM_UP or len(self.chosen) == MAX_KINDS:
+                self.eager_runs[kind] = runs + 1
+                return self._run_on_side_stream(kind)
+            self.chosen[kind] = self._choose(kind)
+        return self.chosen[kind]()
 
-    def record(self) -> Callable[[], dict[str, Tensor]]:
-        """Record a round without playing it; returns what replays it, into the same tensors each time."""
+    def capture(self, kind: Kind) -> Callable[[], dict[str, Tensor]]:
+        """Capture an iteration without running it; returns what replays it, into the same tensors each time."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         for generator in self.own_generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            metrics = self.play()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            metrics = self.iteration(kind)
 
         def replay() -> dict[str, Tensor]:
             graph.replay()
@@ -68,12 +79,13 @@ class CapturedStep:
 
         return replay
 
-    def _choose(self) -> Callable[[], dict[str, Tensor]]:
-        """The recording, or the round as it is where it cannot be recorded or comes out differently."""
+    def _choose(self, kind: Kind) -> Callable[[], dict[str, Tensor]]:
+        """The graph, or the eager iteration where it cannot be captured or comes out differently."""
         start = self._snapshot()
+        eager = partial(self.iteration, kind)
         try:
-            replay = self.record()
-            differing = self._differing(replay, start)
+            replay = self.capture(kind)
+            differing = self._differing(replay, eager, start)
         except RuntimeError as error:
             reason = (str(error) or repr(error)).splitlines()[0]
         else:
@@ -81,27 +93,31 @@ class CapturedStep:
                 return replay
             reason = f"replayed, these came out differently: {', '.join(differing)}"
         finally:
-            # Neither trial has happened, nor half of one that an error ended.
+            # The trials leave no trace, nor does one that an error ended.
             self._restore(start)
-        log.warning("trainer.graph: rounds are not replayed from a CUDA graph here (%s); training goes on", reason)
-        return self.play
+        log.warning(
+            "trainer.graph: iterations are not replayed from a CUDA graph here (%s); training continues", reason
+        )
+        return eager
 
-    def _play_apart(self) -> dict[str, Tensor]:
-        """A round on a stream of its own, as what precedes a recording must be."""
+    def _run_on_side_stream(self, kind: Kind) -> dict[str, Tensor]:
+        """An eager iteration on a stream of its own, as what precedes a capture must be."""
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            metrics = self.play()
+            metrics = self.iteration(kind)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return metrics
 
-    def _differing(self, replay: Callable[[], dict[str, Tensor]], start: _Snapshot) -> list[str]:
-        """Play the coming round both ways and name what differs. Waits for the device."""
-        expected = {name: value.clone() for name, value in self.play().items()}
-        after_play = self._random_states()
+    def _differing(
+        self, replay: Callable[[], dict[str, Tensor]], eager: Callable[[], dict[str, Tensor]], start: _Snapshot
+    ) -> list[str]:
+        """Run the coming iteration both ways and name what differs. Waits for the device."""
+        expected = {name: value.clone() for name, value in eager().items()}
+        after = self._random_states()
         self._restore(start)
         # Kernels that add in no fixed order never give the same figure twice, and updates in a row make that larger.
-        again = {name: value.clone() for name, value in self.play().items()}
+        again = {name: value.clone() for name, value in eager().items()}
         self._restore(start)
         actual = replay()
         differing = [
@@ -110,7 +126,7 @@ class CapturedStep:
             if not (actual[name] - value).abs()
             <= TOLERANCE * (1 + value.abs()) + RESTLESS * (again[name] - value).abs()
         ]
-        if not all(map(torch.equal, self._random_states(), after_play)):
+        if not all(map(torch.equal, self._random_states(), after)):
             differing.append("random numbers")
         return differing
 

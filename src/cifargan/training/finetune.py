@@ -7,14 +7,13 @@ Optimisers, random numbers and the step count are those of a new run.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifargan.errors import UserError
 from cifargan.models.interface import Discriminator
-from cifargan.models.residual import DiscriminatorBlock
 from cifargan.models.spectral import restart_power_iteration_
 from cifargan.runs.networks import Description, TrainedNetworks, Weights
 from cifargan.training.step import GANStep
@@ -165,16 +164,6 @@ def _is_vector(key: str) -> bool:
     return NORMALISED in key and not key.endswith(ORIGINAL)
 
 
-def blocks(discriminator: Discriminator) -> list[list[nn.Module]]:
-    """The body of a discriminator from the image on: its convolutions or residual blocks, each with what follows it."""
-    found: list[list[nn.Module]] = []
-    for layer in cast(nn.Sequential, discriminator.get_submodule("body")):
-        if isinstance(layer, nn.Conv2d | DiscriminatorBlock):
-            found.append([])
-        found[-1].append(layer)
-    return found
-
-
 def freeze_first(discriminator: Discriminator, n: int) -> None:
     """Train the first n blocks of a discriminator's body no further (Mo et al. 2020, "Freeze the Discriminator").
 
@@ -183,8 +172,9 @@ def freeze_first(discriminator: Discriminator, n: int) -> None:
     Raises:
         UserError: there are not as many.
     """
-    own = blocks(discriminator)
+    own = discriminator.blocks()
     if n > len(own):
-        raise UserError(f"trainer.freeze_d={n}: the body of this discriminator has {len(own)} blocks")
+        has = f"has {len(own)} blocks" if own else "names no blocks to freeze (Discriminator.blocks)"
+        raise UserError(f"trainer.freeze_d={n}: {type(discriminator).__name__} {has}")
     for layer in (layer for block in own[:n] for layer in block):
         layer.requires_grad_(False)

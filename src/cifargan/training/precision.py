@@ -41,9 +41,14 @@ class Precision:
         # A weight is read once a pass, so a cache of its casts saves nothing; in a recording it would go stale.
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32", cache_enabled=False)
 
+    def scale(self, loss: Tensor) -> Tensor:
+        """A loss times fp16's scale; the loss itself in other formats."""
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
+
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients."""
-        torch.autograd.backward(self.scaler.scale(loss))
+        torch.autograd.backward(self.scale(loss))
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Update the weights, drop the gradients, and return their norm before that, () float32 on the device.

@@ -34,7 +34,7 @@ class Schedule:
         max_rollbacks: how often to do that before the run stops all the same.
         devices: processes on this machine that share each batch, each with a device of its own. Where they were started
             by torchrun, its number counts.
-        fits_memory: whether an update that runs out of memory is split further; `trainer.accumulate=auto` means that.
+        fits_memory: whether the batch is split as memory asks for, by a trial at the start: `trainer.accumulate=auto`.
 
     Raises:
         UserError: a number that the loop could not carry out.
@@ -85,11 +85,6 @@ class Schedule:
     def micro_batch(self) -> int:
         """Images of each kind that are in memory at once."""
         return self.batch_size // self.accumulate
-
-    @property
-    def goes_back(self) -> bool:
-        """Whether the run may have to go back to a state that it kept, and so needs one from its beginning on."""
-        return self.on_divergence == "rollback" or self.fits_memory
 
     def split_further(self) -> "Schedule | None":
         """The same with micro-batches of half the size or less; None where they are single images."""

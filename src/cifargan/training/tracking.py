@@ -23,7 +23,6 @@ from cifargan.training.loggers import Logger, flat
 log = logging.getLogger(__name__)
 
 # What the progress line shows, short enough for one line.
-SHOWN = {"loss/discriminator": "D", "loss/generator": "G", "accuracy/real": "real", "accuracy/fake": "fake"}
 ESTIMATE_AFTER = 50  # steps, by which a rate means something
 
 
@@ -189,7 +188,7 @@ class Tracker(Tracking):
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Show the latest figures: beside the bar, or as a plain line where there is no terminal."""
-        shown = {short: f"{values[name]:.3g}" for name, short in SHOWN.items() if name in values}
+        shown = {name: f"{value:.3g}" for name, value in values.items()}
         self.bar.set_postfix(shown, refresh=False)
         if self.plain:
             rate = (step - self.first_step) / max(time.monotonic() - self.started, 1e-9)

@@ -92,7 +92,7 @@ class Trainer:
             InterruptedRunError: a signal asked the run to stop; its checkpoint is written.
         """
         self.pace.start(self.step)
-        if self.schedule.goes_back and on_rank_zero(lambda: not self.checkpoints.steps()):
+        if self.schedule.on_divergence == "rollback" and on_rank_zero(lambda: not self.checkpoints.steps()):
             self._save(last=False)
         if self.step == 0:
             self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
@@ -101,8 +101,10 @@ class Trainer:
             def stop() -> bool:
                 return interruption.requested is not None
 
+            if self.schedule.fits_memory:
+                self._fit_memory()
             while self.step < self.schedule.steps and not self.scoring.watch.over:
-                metrics = self._iterate()
+                metrics = self.gan.iterate()
                 # The figures stay on the device until a log point.
                 self._remember(metrics)
                 self.tracker.advance(self.step)
@@ -147,29 +149,12 @@ class Trainer:
             batch_size=self.scoring.evaluator.batch_size,
         )
 
-    def _iterate(self) -> dict[str, Tensor]:
-        """One round; with `trainer.accumulate=auto` in as many parts as memory asks for."""
-        while True:
-            parts = self.schedule.accumulate
-            try:
-                metrics = self.gan.iterate()
-            except Exception as error:
-                # The gan has mended what it could; what is left is an update that was broken off half done.
-                if not is_out_of_memory(error) or not self.schedule.fits_memory or not self.gan.split_further():
-                    raise
-                reason = str(error).splitlines()[0] if str(error) else repr(error)
-            else:
-                if self.gan.schedule.accumulate != parts:
-                    self._note_parts()
-                return metrics
-            # Outside of `except`, whose error holds on to the tensors of the round.
-            self._note_parts()
-            step = self._go_back(UserError(reason))
-            log.warning("out of memory in the middle of an update: back to step %d, the last good state", step)
-
-    def _note_parts(self) -> None:
-        self.schedule = self.gan.schedule
-        self._note_event(what="out of memory", step=self.step, accumulate=self.schedule.accumulate)
+    def _fit_memory(self) -> None:
+        """Split the batch into as many parts as memory asks for; their number stays for the whole run."""
+        self.gan.fit_memory()
+        if self.gan.schedule.accumulate != self.schedule.accumulate:
+            self.schedule = self.gan.schedule
+            self._note_event(what="out of memory", step=self.step, accumulate=self.schedule.accumulate)
 
     def _note_event(self, **facts: Any) -> None:
         """Keep in the provenance what the run met with and did about it."""
@@ -304,7 +289,9 @@ class Trainer:
         values = self.running.compute()
         self.running.reset()
         rate = self.pace.lap(self.step)
-        self.watch.look_at_scalars(values, self.step)
+        health = {name: values[name] for name in self.gan.objective.health_names()}
+        won = self.gan.objective.loss.discriminator_has_won(health)
+        self.watch.look_at_losses(values["loss/generator"], self.step, won=won)
         values |= {
             "learning_rate/generator": float(self.gan.g_optimizer.param_groups[0]["lr"]),
             "learning_rate/discriminator": float(self.gan.d_optimizer.param_groups[0]["lr"]),
@@ -315,7 +302,8 @@ class Trainer:
             **_memory(self.gan.device),
         }
         self.tracker.scalars(self.step, values)
-        self.tracker.report(self.step, values)
+        shown = {"D": values["loss/discriminator"], "G": values["loss/generator"]}
+        self.tracker.report(self.step, shown | {name.rpartition("/")[2]: value for name, value in health.items()})
 
     def _sample(self) -> None:
         """A grid from latents that stay the same all through the run: a row a class, or a square when unlabelled."""

@@ -14,12 +14,12 @@ from torch.nn.utils import parametrize
 from cifargan.config import build_discriminator, build_generator
 from cifargan.explain import options
 from cifargan.models.interface import Discriminator, Generator
-from cifargan.objectives.adversarial import clippable_parameters
+from cifargan.objectives.losses import clippable_parameters
 from cifargan.training.step import GANStep
 from cifargan.training.trainer import Trainer
 
 MODELS = options("model")
-LOSSES = ("bce", "wasserstein", "hinge")
+LOSSES = ("bce", "wasserstein", "hinge", "wgan_gp", "rpgan")
 Compose = Callable[..., DictConfig]
 OpenTrainer = Callable[..., AbstractContextManager[Trainer]]
 
@@ -52,7 +52,7 @@ def test_the_models_are_all_there() -> None:
 def test_every_model_plays_a_round_under_every_loss(
     number: int, model: str, loss: str, trainer_for: OpenTrainer
 ) -> None:
-    # All four pairs of regularizer and augment come in turn: 4 and 33 have no common divisor.
+    # All four pairs of regularizer and augment come in turn: 4 and 55 have no common divisor.
     regularizer, augment = list(product(("none", "lecam"), ("none", "diffaugment")))[number % 4]
     chosen = (f"model={model}", f"loss={loss}", f"regularizer={regularizer}", f"augment={augment}")
     with trainer_for(*chosen) as trainer:

@@ -1,20 +1,16 @@
-"""The networks and all that plays them against each other."""
+"""Build the two networks and everything that one training step needs, from the parsed configuration."""
 
 from functools import partial
 
 import torch
-from omegaconf import DictConfig
 
-from cifargan.config import build_discriminator, build_generator, parse
+from cifargan.config import Parts
 from cifargan.data.cache import cache_dir
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.distributed import on_rank_zero, world_size
 from cifargan.errors import UserError
-from cifargan.registry import AUGMENTS, CLASSIFICATIONS, LOSSES, OPTIMIZERS, PENALTIES, construct
-from cifargan.schema import arguments, without
 from cifargan.training.conv_autotune import faster_forms
-from cifargan.training.ema import WeightAverage
 from cifargan.training.finetune import freeze_first
 from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
@@ -24,39 +20,41 @@ from cifargan.training.step import GANStep
 
 
 def build_gan(
-    config: DictConfig,
+    parts: Parts,
     *,
     images: ImageSet,
-    device: torch.device,
+    device: torch.device | None = None,
     switches: Switches | None = None,
     before: Switches | None = None,
 ) -> GANStep:
-    """The two networks and all that plays them against each other.
+    """The two networks and everything that trains them against each other.
 
     Args:
-        config: the composed configuration, checked, without interpolations.
+        parts: the parsed configuration.
         images: what to train on.
-        device: where.
+        device: where; None: as `device` says.
         switches: what makes it fast; None: as `trainer.speed` and its neighbours say.
-        before: what a run that goes on had been given.
+        before: what a resumed run had been given.
 
     Raises:
         UserError: the parts do not go together.
     """
-    parts = parse(config)
     root, schedule = parts.root, parts.schedule
+    device = device or parts.device
     be_deterministic(root.deterministic)
     precision = Precision(root.precision, device)
     # From here on the order decides which random numbers a network starts from.
     seed_everything(root.seed)
     shape = {"num_classes": images.num_classes, "image_size": images.image_size}
-    generator = build_generator(config.model.generator, **shape).to(device)
+    generator = parts.generator(**shape).to(device)
     if generator.num_classes and images.num_classes == 1:
         raise UserError(
             f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
             "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
         )
-    discriminator = build_discriminator(config.model.discriminator, **shape).to(device)
+    discriminator = parts.discriminator(**shape).to(device)
+    objective = parts.objective().to(device)
+    objective.require_fits(discriminator)
     if switches is None:
         times = partial(
             faster_forms,
@@ -73,7 +71,7 @@ def build_gan(
             device,
             deterministic=root.deterministic,
             scaled=precision.name == "fp16",
-            fusible=all(config.optimizer[player].name in FUSED for player in ("generator", "discriminator")),
+            fusible=all(parts.config.optimizer[name].name in FUSED for name in parts.optimizers),
             faster_forms=times,
             before=before,
             alone=world_size() == 1,
@@ -84,31 +82,18 @@ def build_gan(
         switches.prepare(network)
     freeze_first(discriminator, parts.extras.freeze_d)
     g_optimizer, d_optimizer = (
-        construct(
-            OPTIMIZERS,
-            node,
-            f"optimizer.{name}",
-            parameters=list(network.parameters()),
-            fused=switches.fused,
-            recorded=switches.graph,
-        )
-        for name, node, network in (
-            ("generator", config.optimizer.generator, generator),
-            ("discriminator", config.optimizer.discriminator, discriminator),
-        )
+        parts.optimizers[name](parameters=list(network.parameters()), fused=switches.fused, recorded=switches.graph)
+        for name, network in (("generator", generator), ("discriminator", discriminator))
     )
-    ema = arguments(WeightAverage, config.trainer.ema, "trainer.ema", provided=["generator"])
     return GANStep(
         generator=generator,
         discriminator=discriminator,
-        loss=construct(LOSSES, without(config.loss, "critic"), "loss"),
-        regularizer=construct(PENALTIES, config.regularizer, "regularizer").to(device),
-        classification=construct(CLASSIFICATIONS, config.model.classification, "model.classification"),
-        augment=construct(AUGMENTS, config.augment, "augment"),
+        objective=objective,
+        augment=parts.augment().to(device),
         stream=ImageStream(images=images, batch_size=schedule.micro_batch, device=device, seed=root.seed),
         g_optimizer=g_optimizer,
         d_optimizer=d_optimizer,
-        ema=WeightAverage(generator, **ema),
+        ema=parts.ema(generator),
         precision=precision,
         schedule=schedule,
         num_classes=images.num_classes,

@@ -10,9 +10,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from cifargan.errors import UserError
 from cifargan.models.layers import LabelMap
-from cifargan.objectives.adversarial import AdversarialLoss, BCELoss, HingeLoss, WassersteinLoss
+from cifargan.objectives.base import Loss
+from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
 
-LOSSES = [BCELoss(label_smoothing=0.1), HingeLoss(label_smoothing=0.1), WassersteinLoss()]
+LOSSES = [
+    BCELoss(label_smoothing=0.1),
+    HingeLoss(label_smoothing=0.1),
+    WassersteinLoss(),
+    WassersteinGPLoss(),
+    RelativisticLoss(),
+]
 
 
 def logits(seed: int, n: int = 7) -> Tensor:
@@ -20,12 +27,17 @@ def logits(seed: int, n: int = 7) -> Tensor:
     return (3.0 * torch.randn(n, generator=generator)).requires_grad_()
 
 
+def total(loss: Loss, real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator minimises."""
+    return torch.stack([*loss.discriminator(real, fake).values()]).sum()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_bce_equals_torchs_with_one_sided_targets(smoothing: float) -> None:
     real, fake = logits(0), logits(1, n=5)
     loss = BCELoss(label_smoothing=smoothing)
     torch.testing.assert_close(
-        loss.discriminator(real, fake),
+        total(loss, real, fake),
         F.binary_cross_entropy_with_logits(real, torch.full_like(real, 1.0 - smoothing))
         + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)),
     )
@@ -35,7 +47,7 @@ def test_bce_equals_torchs_with_one_sided_targets(smoothing: float) -> None:
 def test_bce_gradients_are_sigmoid_minus_target() -> None:
     real, fake = logits(2), logits(3, n=5)
     loss = BCELoss(label_smoothing=0.1)
-    by_real, by_fake = torch.autograd.grad(loss.discriminator(real, fake), (real, fake))
+    by_real, by_fake = torch.autograd.grad(total(loss, real, fake), (real, fake))
     torch.testing.assert_close(by_real, (real.sigmoid() - 0.9) / 7)
     torch.testing.assert_close(by_fake, fake.sigmoid() / 5)
     # Non-saturating: the gradient nears -1, not 0, where the discriminator is sure of a fake.
@@ -47,38 +59,74 @@ def test_bce_stays_finite_and_exact_far_out() -> None:
     far = torch.tensor([-200.0, 200.0])
     loss = BCELoss(label_smoothing=0.1)
     # Real: 0.9 * 200 and 0.1 * 200; fake: 0 and 200.
-    assert loss.discriminator(far, far).item() == pytest.approx((180.0 + 20.0) / 2 + (0.0 + 200.0) / 2)
+    assert total(loss, far, far).item() == pytest.approx((180.0 + 20.0) / 2 + (0.0 + 200.0) / 2)
     assert loss.generator(far).item() == pytest.approx(100.0)
 
 
 def test_hinge_by_hand() -> None:
     real, fake = torch.tensor([-1.0, 0.5, 0.95, 2.0]), torch.tensor([-3.0, 0.5])
     # Real, margin 1: 2, 0.5, 0.05, 0; fake: 0, 1.5.
-    assert HingeLoss().discriminator(real, fake).item() == pytest.approx(2.55 / 4 + 1.5 / 2)
+    assert total(HingeLoss(), real, fake).item() == pytest.approx(2.55 / 4 + 1.5 / 2)
     # Real, margin 0.8: 1.8, 0.3, 0, 0; the fakes' margin stays.
-    assert HingeLoss(label_smoothing=0.2).discriminator(real, fake).item() == pytest.approx(2.1 / 4 + 1.5 / 2)
+    assert total(HingeLoss(label_smoothing=0.2), real, fake).item() == pytest.approx(2.1 / 4 + 1.5 / 2)
     assert HingeLoss(label_smoothing=0.2).generator(fake).item() == pytest.approx(1.25)
 
 
 def test_hinge_gradient_vanishes_beyond_the_margins() -> None:
     real, fake = torch.tensor([0.85, 0.95], requires_grad=True), torch.tensor([-1.1, -0.9], requires_grad=True)
-    by_real, by_fake = torch.autograd.grad(HingeLoss(label_smoothing=0.1).discriminator(real, fake), (real, fake))
+    by_real, by_fake = torch.autograd.grad(total(HingeLoss(label_smoothing=0.1), real, fake), (real, fake))
     assert by_real.tolist() == [-0.5, 0.0]
     assert by_fake.tolist() == [0.0, 0.5]
 
 
 def test_wasserstein_by_hand() -> None:
     real, fake = torch.tensor([4.0, -1.0]), torch.tensor([1.0, 2.0, 6.0])
-    assert WassersteinLoss().discriminator(real, fake).item() == pytest.approx(3.0 - 1.5)
+    assert total(WassersteinLoss(), real, fake).item() == pytest.approx(3.0 - 1.5)
     assert WassersteinLoss().generator(fake).item() == pytest.approx(-3.0)
 
 
+def test_relativistic_by_hand() -> None:
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.0, 3.0])
+    # softplus of -(2), -(-4) for D and of 2, -4 for G.
+    expected = (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(4.0))) / 2
+    assert total(RelativisticLoss(), real, fake).item() == pytest.approx(expected)
+    expected = (math.log1p(math.exp(2.0)) + math.log1p(math.exp(-4.0))) / 2
+    assert RelativisticLoss().generator(fake, real).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="real"):
+        RelativisticLoss().generator(fake)
+
+
+def test_what_a_loss_cannot_do_without_comes_with_it() -> None:
+    assert {name: type(loss).__name__ for name, loss in WassersteinGPLoss().penalties().items()} == {
+        "gradient_penalty": "GradientPenalty"
+    }
+    assert RelativisticLoss(gamma=0.1, interval=4).penalties().keys() == {"r1", "r2"}
+    loss = RelativisticLoss(gamma=0.1, interval=4)
+    assert {(penalty.gamma, penalty.interval) for penalty in (loss.r1, loss.r2)} == {(0.1, 4)}
+    assert RelativisticLoss(gamma=0.0).penalties() == HingeLoss().penalties() == {}
+
+
+def test_health_says_how_the_discriminator_fares_in_the_terms_of_its_loss() -> None:
+    real, fake = torch.tensor([3.0, 1.0, -2.0, 2.0]), torch.tensor([-1.0, 2.0, -4.0, -1.0])
+    assert {k: v.item() for k, v in HingeLoss().health(real, fake).items()} == {
+        "accuracy/real": 0.75,
+        "accuracy/fake": 0.75,
+    }
+    assert {k: v.item() for k, v in WassersteinLoss().health(real, fake).items()} == {"distance/wasserstein": 2.0}
+    assert {k: v.item() for k, v in RelativisticLoss().health(real, fake).items()} == {"accuracy/pairs": 0.75}
+    assert HingeLoss().discriminator_has_won({"accuracy/real": 1.0, "accuracy/fake": 1.0})
+    assert not HingeLoss().discriminator_has_won({"accuracy/real": 1.0, "accuracy/fake": 0.9})
+    assert not WassersteinLoss().discriminator_has_won({"distance/wasserstein": 1e9})
+    assert RelativisticLoss().discriminator_has_won({"accuracy/pairs": 1.0})
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_half_precision_logits_are_judged_in_float32(loss: AdversarialLoss) -> None:
+def test_half_precision_logits_are_judged_in_float32(loss: Loss) -> None:
     real, fake = logits(4).to(torch.bfloat16), logits(5).to(torch.bfloat16)
+    halves = [*loss.discriminator(real, fake).values()]
     for value, exact in [
-        (loss.discriminator(real, fake), loss.discriminator(real.float(), fake.float())),
-        (loss.generator(fake), loss.generator(fake.float())),
+        *zip(halves, loss.discriminator(real.float(), fake.float()).values(), strict=True),
+        (loss.generator(fake, real), loss.generator(fake.float(), real.float())),
     ]:
         assert value.dtype == torch.float32
         assert value.shape == ()
@@ -106,7 +154,7 @@ def test_clipping_spares_norm_layers_and_what_is_no_critic() -> None:
     critic = Critic()
     before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in critic.named_buffers()}
-    WassersteinLoss(clip=0.25).constrain(critic)
+    WassersteinLoss(clip=0.25).after_update(critic)
     clipped = {
         "conv.weight",
         "conv.bias",
@@ -132,28 +180,27 @@ def test_clipping_leaves_what_is_frozen_as_it_came() -> None:
     critic = Critic()
     critic.conv.requires_grad_(False)
     before = critic.conv.weight.clone()
-    WassersteinLoss(clip=0.25).constrain(critic)
+    WassersteinLoss(clip=0.25).after_update(critic)
     assert torch.equal(critic.conv.weight, before)
     assert float(critic.embed.weight.detach().abs().max()) == 0.25
 
 
 @pytest.mark.parametrize("loss", [BCELoss(), HingeLoss()], ids=lambda loss: type(loss).__name__)
-def test_other_losses_constrain_nothing(loss: AdversarialLoss) -> None:
+def test_other_losses_leave_the_discriminator_alone(loss: Loss) -> None:
     critic = Critic()
     before = [parameter.clone() for parameter in critic.parameters()]
-    loss.constrain(critic)
+    loss.after_update(critic)
     assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
 def test_bad_smoothing_is_the_users_error(smoothing: float) -> None:
-    with pytest.raises(UserError, match=r"label_smoothing of BCELoss is .*\[0, 1\)"):
-        BCELoss(label_smoothing=smoothing)
-    with pytest.raises(UserError, match=r"label_smoothing of HingeLoss is .*\[0, 1\)"):
-        HingeLoss(label_smoothing=smoothing)
+    for loss in (BCELoss, HingeLoss):
+        with pytest.raises(UserError, match=r"label_smoothing=.*\[0, 1\)"):
+            loss(label_smoothing=smoothing)
 
 
 @pytest.mark.parametrize("clip", [0.0, -0.01, math.inf, math.nan])
 def test_bad_clip_is_the_users_error(clip: float) -> None:
-    with pytest.raises(UserError, match="clip of WassersteinLoss is"):
+    with pytest.raises(UserError, match="clip="):
         WassersteinLoss(clip=clip)

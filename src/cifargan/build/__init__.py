@@ -1,1 +1,0 @@
-"""Configuration to objects. What is needed is imported from the module where it lives."""
