@@ -95,7 +95,7 @@ class Sweep:
         """While entered, Hydra runs the jobs. A signal lets running jobs save, and no other job starts.
 
         Raises:
-            HydraException: the overrides of a job cannot be composed.
+            UserError, HydraException: the overrides of a job cannot be composed.
         """
         sweep = self
 
@@ -114,7 +114,7 @@ class Sweep:
                     time.sleep(POLL)
         except KeyboardInterrupt:
             self.stop(signal.SIGINT)
-        except (HydraException, OmegaConfBaseException):
+        except (UserError, HydraException, OmegaConfBaseException):
             if not any(path.is_dir() for path in self.directory.iterdir()):
                 self._remove()
             raise
