@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Write files whole or not at all."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
     """Write a file so that `path` only ever holds a whole one.
 
     Args:
-        path: where to.
+        path: where to; missing folders are made.
         content: the bytes, or a function that writes them to an open file.
 
     Raises:
@@ -28,33 +28,27 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns a full disk into a RuntimeError of its zip writer, and keeps what the system said behind it.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        # The rename is durable once the folder is synced; not every system can open or sync a folder.
+        with suppress(OSError):
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(f"could not write {path}: {reason}; what was there before is untouched") from error
     finally:
-        # Nothing is left of a file that was cut short, be it by Ctrl-C.
+        # Nothing is left of a file that was cut short, not even by Ctrl-C.
         with suppress(OSError):
             partial.unlink()
 
 
 def remove_partial_files(directory: Path) -> None:
-    """Remove what processes that were killed while writing left in a folder. No other may be writing there now."""
+    """Remove what killed processes left half-written in a folder; no other process may be writing there."""
     for partial in directory.glob(".*.partial"):
         with suppress(OSError):
             partial.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable, where the system can: not all let a directory be opened, or synced."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

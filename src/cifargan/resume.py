@@ -12,11 +12,10 @@ from cifargan.compose import key_of, value_of
 from cifargan.config import plain
 from cifargan.errors import UserError
 from cifargan.explain import groups
-from cifargan.folders import require_no_pipes
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.runs.read import config_in
 from cifargan.schema import shown
-from cifargan.untrusted import plain_yaml, readable, refusing
+from cifargan.untrusted import plain_yaml, readable, refusing, require_no_pipes
 
 # What a file may say: a setting or a group, and no option; a group's choice, and no path to a config of its own.
 OVERRIDE = re.compile(r"(\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)(=(?P<value>.*))?", re.DOTALL)

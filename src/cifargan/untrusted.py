@@ -1,11 +1,11 @@
-"""What strangers wrote, read with suspicion: names and arrays from files that somebody was sent.
+"""Guards for untrusted files: texts, names, arrays, folders. Lengths, shapes and names are checked before use.
 
-A reader here believes no length, shape or name before it has seen what is behind it, and runs nothing. This module
-does not import numpy until an array is read, because the command line and every process that decodes images import it.
+numpy is imported when an array is read, because the command line and every process that decodes images import this.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import zipfile
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_NAME_BYTES = 128  # of a class name: a file system takes 255, and a sheet's name has more parts than the class
-MAX_SHOWN = 300  # characters of a text that somebody else wrote, within a message
+MAX_SHOWN = 300  # characters of an untrusted text in a message
 MEMORY_SHARE = 0.5  # of the machine's memory that one file may ask for
 SMALL = 64 * 2**20  # bytes that are not worth a doubt
 MAX_RATIO = 200  # times that an array may be larger than what is stored of it; deflate packs zeros a thousandfold
 
 
 def readable(text: str, *, limit: int = MAX_SHOWN) -> str:
-    r"""A text as a terminal may show it: on one line, not endless, its control characters spelt out.
+    r"""A text that is safe on a terminal: one line of limited length, control characters spelt out.
 
     Args:
         text: anything, undecodable bytes of file names included.
@@ -46,9 +46,9 @@ def readable(text: str, *, limit: int = MAX_SHOWN) -> str:
 
 
 def plain_yaml(text: str, *, brackets: int) -> Any:
-    """The content of a YAML file that may be a stranger's.
+    """The content of an untrusted YAML file.
 
-    An alias can stand for a thousand others, a tag for an object, and brackets within brackets take for ever to read.
+    An alias can stand for a thousand others, a tag for an object, and nested brackets take for ever to read.
 
     Args:
         text: what is in it.
@@ -56,7 +56,7 @@ def plain_yaml(text: str, *, brackets: int) -> Any:
 
     Raises:
         ValueError: it has aliases, tags or more brackets.
-        yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: it is not YAML.
     """
     found = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
@@ -79,7 +79,7 @@ def require_names(names: Sequence[str], where: str) -> None:
     seen: set[str] = set()
     for name in names:
         if not name or name.strip(". ") == "":
-            problem = "is no name"
+            problem = "is not a name"
         elif not name.isprintable():
             problem = "holds characters that do not print"
         elif "/" in name or "\\" in name:
@@ -125,7 +125,7 @@ def _gigabytes(size: float) -> str:
 def refusing(message: str) -> Iterator[None]:
     """Turn whatever a damaged file makes its reader raise into one line.
 
-    A line that is clear already stays, and so does what the file is not to blame for: no memory, and a signal.
+    A `UserError` passes, and so does what the file is not to blame for: no memory, and a signal.
 
     Raises:
         UserError: with `message`.
@@ -141,7 +141,7 @@ def refusing(message: str) -> Iterator[None]:
 
 
 class ArrayFile:
-    """An `.npz` file whose arrays are looked at before they are read.
+    """An `.npz` file whose arrays are checked before they are read.
 
     Every method may raise whatever a damaged file causes: use it under `refusing`.
 
@@ -152,7 +152,8 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = zipfile.ZipFile(path)
-        self.names = [name.removesuffix(".npy") for name in self._file.namelist()]
+        self._members = {name.removesuffix(".npy"): name for name in self._file.namelist()}
+        self.names = [*self._members]
 
     def __enter__(self) -> Self:
         return self
@@ -161,54 +162,42 @@ class ArrayFile:
         self._file.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def _member(self, name: str) -> zipfile.ZipInfo:
-        names = self._file.namelist()
-        return self._file.getinfo(f"{name}.npy" if f"{name}.npy" in names else name)
+        return name in self._members
 
     def kind(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """The shape and type that an array claims, without reading it."""
-        with self._file.open(self._member(name)) as member:
-            shape, _, dtype = _header(member)
-        return shape, dtype
+        with self._file.open(self._members[name]) as member:
+            return _header(member)
 
     def read(self, name: str) -> NDArray[Any]:
         """Read an array.
 
         Raises:
-            UserError: it would not fit into memory.
+            UserError: it needs too much memory.
             ValueError: it holds Python objects, or is shorter or longer than it claims.
         """
         import numpy as np
 
-        info = self._member(name)
+        info = self._file.getinfo(self._members[name])
         with self._file.open(info) as member:
-            shape, fortran, dtype = _header(member)
-            size = dtype.itemsize
-            for length in shape:
-                size *= length
-            require_memory(size, f"{readable(str(self.path))}: the array {readable(name)}")
+            shape, dtype = _header(member)
+            size = dtype.itemsize * math.prod(shape)
+            what = f"{readable(str(self.path))}: the array {readable(name)}"
+            require_memory(size, what)
             # The directory of a zip may claim that more is stored than the file has.
             if size > max(SMALL, MAX_RATIO * min(info.compress_size, self.path.stat().st_size)):
-                raise UserError(
-                    f"{readable(str(self.path))}: the array {readable(name)} unpacks to {_gigabytes(size)} of next to "
-                    "nothing: it was not read"
-                )
+                raise UserError(f"{what} unpacks to {_gigabytes(size)} of next to nothing: it was not read")
             if member.tell() + size != info.file_size:
                 raise ValueError(f"{name} is not as long as it claims")
-            buffer = bytearray(size)
-            read = 0
-            while read < size and (chunk := member.read(min(size - read, 2**20))):
-                buffer[read : read + len(chunk)] = chunk
-                read += len(chunk)
-            if read != size or member.read(1):
-                raise ValueError(f"{name} is not as long as it claims")
-        return np.ndarray(shape, dtype, buffer, order="F" if fortran else "C")
+            member.seek(0)
+            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+            if member.read(1):
+                raise ValueError(f"{name} is longer than it claims")
+        return array
 
 
-def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """The header of an array: its shape, whether its columns lie together, its type.
+def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type in the header of an array.
 
     Raises:
         ValueError: it holds Python objects, which could run code.
@@ -217,7 +206,55 @@ def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
     version = np.lib.format.read_magic(member)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = readers[version](member)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects")
-    return shape, fortran, dtype
+    shape, _, dtype = readers[version](member)
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("an array of Python objects, or of negative length")
+    return shape, dtype
+
+
+def require_no_pipes(folder: Path) -> None:
+    """Check that a folder holds no pipe, socket or device, and no link to one: reading it could take for ever.
+
+    Raises:
+        UserError: it does.
+    """
+    for entry in _entries(folder):
+        # A link that leads nowhere does no harm.
+        if not entry.is_file() and not entry.is_dir() and Path(entry.path).exists():
+            raise UserError(f"{readable(entry.path)} is neither a file nor a folder: remove it")
+
+
+def require_no_links_out(folder: Path) -> None:
+    """Check that no link in a folder leads out of it, so that nothing is written elsewhere.
+
+    The folder itself may be reached through links.
+
+    Raises:
+        UserError: one does.
+    """
+    own = folder.resolve()
+    for entry in _entries(folder):
+        if entry.is_symlink() and own not in (target := Path(os.path.realpath(entry.path)), *target.parents):
+            raise UserError(
+                f"{readable(entry.path)} is a link to {readable(str(target))}, and a run writes only into its own folder: "
+                "put a copy in its place, or remove it"
+            )
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """All that lies in a folder and the folders in it; links are not followed.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    pending = [os.fspath(folder)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                inside = list(entries)
+        except FileNotFoundError:  # a training removes what it no longer needs
+            continue
+        except OSError as error:
+            raise UserError(f"cannot read {readable(str(error.filename))}: {error.strerror}") from error
+        yield from inside
+        pending += [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]

@@ -26,11 +26,11 @@ from cifargan.evaluation.memorisation import memorisation
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
 from cifargan.evaluation.scores import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
-from cifargan.folders import require_no_links_out
 from cifargan.images import labelled_sheet, save_png
 from cifargan.loading import LoadedGenerator, find_generator, load_classifier
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import section
+from cifargan.untrusted import require_no_links_out
 
 log = logging.getLogger(__name__)
 

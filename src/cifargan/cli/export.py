@@ -9,7 +9,7 @@ from pathlib import Path
 from cifargan.cli.options import Parser, positive
 from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
-from cifargan.folders import require_no_links_out
+from cifargan.untrusted import require_no_links_out
 
 log = logging.getLogger(__name__)
 

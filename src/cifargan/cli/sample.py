@@ -15,11 +15,10 @@ from torch import Tensor
 from cifargan.cli.options import Parser, add_generator_options, count, load_chosen, positive, seed
 from cifargan.errors import UserError
 from cifargan.files import write_atomically, write_json
-from cifargan.folders import require_no_links_out
 from cifargan.images import grid, labelled_sheet, save_gif, save_png, upscale
 from cifargan.loading import LoadedGenerator, find_generator
 from cifargan.runs.directory import RunDirectory
-from cifargan.untrusted import readable, refusing
+from cifargan.untrusted import readable, refusing, require_no_links_out
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from cifargan.errors import UserError, did_you_mean
 from cifargan.files import remove_partial_files, write_json
-from cifargan.folders import require_no_links_out, require_no_pipes
 from cifargan.runs.lock import RunLock, is_locked
 from cifargan.runs.provenance import git_state, versions
+from cifargan.untrusted import require_no_links_out, require_no_pipes
 
 log = logging.getLogger(__name__)
 

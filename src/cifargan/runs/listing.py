@@ -17,11 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record, formatted
-from cifargan.folders import require_no_pipes
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
 from cifargan.runs.read import STATUSES, RunSummary, config_of, summary_of
 from cifargan.schema import shown
-from cifargan.untrusted import readable
+from cifargan.untrusted import readable, require_no_pipes
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan.errors import UserError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard, read_file
-from cifargan.folders import require_no_pipes
 from cifargan.runs.directory import RunDirectory, Status
 from cifargan.schema import from_file
-from cifargan.untrusted import MAX_SHOWN, plain_yaml, readable
+from cifargan.untrusted import MAX_SHOWN, plain_yaml, readable, require_no_pipes
 
 UNKNOWN = "unknown"
 STATUSES = (*get_args(Status), UNKNOWN)
