@@ -22,6 +22,7 @@ def random_images(n: int, *, size: int = 4, seed: int = 0) -> Tensor:
 
 
 def test_every_level_survives_the_round_trip() -> None:
+    assert to_float(LEVELS)[[0, 255]].tolist() == [-1.0, 1.0]
     assert torch.equal(to_uint8(to_float(LEVELS)), LEVELS)
 
 
