@@ -88,23 +88,6 @@ def test_what_cannot_be_judged_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no PNG, JPEG or WebP file")
     refused(tmp_path / "nowhere", "no folder or zip")
-    for name, arrays, message in (
-        ("floats", {"images": np.zeros((2, 8, 8, 3))}, r"expected square images as uint8 .* float64"),
-        ("first", {"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"expected square images"),
-        (
-            "labels",
-            {
-                "images": np.zeros((2, 8, 8, 3), np.uint8),
-                "labels": np.array([0, 2]),
-                "classes": np.array(["a", "b"]),
-            },
-            "`labels` must hold one number from 0 to 1",
-        ),
-        ("nothing", {}, "damaged or not"),
-    ):
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-        refused(tmp_path / f"{name}.npz", message)
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "labels.npz").read_bytes()[:50])
+    np.savez(tmp_path / "whole.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:50])
     refused(tmp_path / "cut.npz", "damaged or not")
-    np.savez(tmp_path / "pickled.npz", images=np.array([{"run": "this"}], dtype=object))
-    refused(tmp_path / "pickled.npz", "damaged or not")

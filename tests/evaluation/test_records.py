@@ -86,7 +86,10 @@ def test_a_file_keeps_one_score_for_each_protocol(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["records"] == read_file(path)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"records": [1]}', '{"records": 3}'])
+CONTENTS = ["", "{}", "[1]", '{"records": [1]}', '{"records": 3}', '{"records": [{"a": []}]}', "[" * 20_000, "\x00"]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(content)

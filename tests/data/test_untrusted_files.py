@@ -1,4 +1,4 @@
-"""Images, archives and arrays from strangers."""
+"""Untrusted images, archives and arrays: each is refused in one line, or read without harm."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from PIL import Image
 from cifargan.data.folder import Folder, load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
-from cifargan.evaluation.records import FeatureSpace, read_file
+from cifargan.evaluation.records import FeatureSpace
 from cifargan.evaluation.reference import import_statistics
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
@@ -72,8 +72,13 @@ BROKEN = {
 }
 
 
+READERS = pytest.mark.parametrize(
+    "reader", [lambda root: folder(root).load(), load_images], ids=["training", "evaluation"]
+)
+
+
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("reader", [lambda root: folder(root).load(), load_images], ids=["training", "judging"])
+@READERS
 def test_what_is_no_image(sent: Path, within: Within, reader: Callable[[Path], object], name: str) -> None:
     data, reasons = BROKEN[name]
     (sent / "cat" / "0.png").write_bytes(data)
@@ -113,13 +118,12 @@ def test_a_zip_whose_names_lead_out_of_it(tmp_path: Path) -> None:
     path = archive(tmp_path / "sent.zip", "cat/0.png", "dog/0.png", *names)
     before = {file for file in tmp_path.parent.rglob("*") if file.is_file()}
     images = folder(path).load()
-    assert images.classes == ("cat", "dog")
-    assert len(images) == 2
+    assert (images.classes, len(images)) == (("cat", "dog"), 2)
     after = {file for file in tmp_path.parent.rglob("*") if file.is_file()} - before
     assert all((tmp_path / "cache") in file.parents for file in after)
 
 
-def test_a_link_in_a_zip_is_the_text_it_is(tmp_path: Path) -> None:
+def test_a_link_in_a_zip_is_not_followed_and_a_thousand_wrappers_take_no_time(tmp_path: Path) -> None:
     path = archive(tmp_path / "sent.zip", "cat/0.png", "cat/2.png")
     link = zipfile.ZipInfo("cat/1.png")
     link.create_system, link.external_attr = 3, 0o120777 << 16
@@ -127,14 +131,10 @@ def test_a_link_in_a_zip_is_the_text_it_is(tmp_path: Path) -> None:
         file.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match=r"1\.png is broken \(not a PNG"):
         folder(path).load()
+    assert folder(archive(tmp_path / "deep.zip", "a/" * 1000 + "cat/0.png")).load().classes == ("a",)
 
 
-def test_a_zip_wrapped_a_thousand_times_is_looked_at_in_no_time(tmp_path: Path) -> None:
-    path = archive(tmp_path / "sent.zip", "a/" * 1000 + "cat/0.png")
-    assert folder(path).load().classes == ("a",)
-
-
-@pytest.mark.parametrize("reader", [lambda root: folder(root).load(), load_images], ids=["training", "judging"])
+@READERS
 def test_archives_that_are_not_read(tmp_path: Path, reader: Callable[[Path], object]) -> None:
     with tarfile.open(tmp_path / "sent.tar", "w") as file:
         for name in ("../evil.png", "/tmp/evil.png", "cat/0.png"):
@@ -169,19 +169,15 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_classes(sent: Path, name: str) -> None:
+@READERS
+def test_names_of_classes(sent: Path, reader: Callable[[Path], object], name: str) -> None:
     (sent / "cat").rename(sent / NAMES[name])
     with pytest.raises(UserError, match=r"the class name .*: rename the class") as error:
-        folder(sent).load()
-    clear(error)
-    with pytest.raises(UserError, match=r"the class name .*: rename the class") as error:
-        load_images(sent)
+        reader(sent)
     clear(error)
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(1)<", 'it\'s "quoted"', "$(touch x)", "Katze & Hund", "猫", "..."[:0] + "a..b"]
-)
+@pytest.mark.parametrize("name", ["<script>alert(1)<", 'it\'s "quoted"', "$(touch x)", "Katze & Hund", "猫", "a..b"])
 def test_names_that_are_odd_and_do_no_harm(sent: Path, name: str) -> None:
     (sent / "cat").rename(sent / name)
     assert folder(sent).load().classes == (name,)
@@ -190,12 +186,10 @@ def test_names_that_are_odd_and_do_no_harm(sent: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_files_are_shown_safely(sent: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     (sent / "cat" / f"{NAMES[name]}.png").write_bytes(b"")
-    with pytest.raises(UserError, match="is broken") as error:
-        folder(sent).load()
-    clear(error)
-    with pytest.raises(UserError, match="is broken") as error:
-        load_images(sent)
-    clear(error)
+    for reader in (load_images, lambda root: folder(root).load()):
+        with pytest.raises(UserError, match="is broken") as error:
+            reader(sent)
+        clear(error)
     with caplog.at_level("DEBUG"):
         folder(sent, on_broken="skip").load()
     assert "1 broken files left out" in caplog.text
@@ -230,9 +224,13 @@ IMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "more than there are numbers": ({"images": header((2**62, 4, 4, 3))}, "needs .* of memory|is damaged"),
     "negative": ({"images": header((-1, 4, 4, 3))}, "is damaged|expected square"),
     "floats": ({"images": GOOD.astype(np.float32)}, "expected square images as uint8"),
+    "channels first": ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, "expected square images as uint8"),
     "flat": ({"images": GOOD[0]}, "expected square images as uint8"),
     "none": ({"images": GOOD[:0]}, "expected square images as uint8"),
-    "no numbers": ({"images": GOOD, "classes": np.array(["a"]), "labels": np.array([np.nan, 0])}, "is damaged"),
+    "labels that are NaN": (
+        {"images": GOOD, "classes": np.array(["a"]), "labels": np.array([np.nan, 0])},
+        "is damaged",
+    ),
     "another class": ({"images": GOOD, "classes": np.array(["a"]), "labels": np.array([0, 7])}, "`labels` must"),
     "a class in another folder": (
         {"images": GOOD, "classes": np.array(["../a"]), "labels": np.array([0, 0])},
@@ -253,7 +251,7 @@ def test_arrays_of_images(tmp_path: Path, within: Within, name: str) -> None:
 
 STATISTICS: dict[str, tuple[dict[str, Any], str]] = {
     "ten terabytes": ({"mu": np.zeros(2), "sigma": header((10**6, 10**6), "<f8")}, "do not go with stub"),
-    "numbers that are none": ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "is not finite"),
+    "NaN": ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "is not finite"),
     "negative variance": ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "it is no covariance"),
     "complex": ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "is damaged"),
     "text": ({"mu": np.zeros(2), "sigma": np.array([["a", "b"]] * 2)}, "is damaged"),
@@ -310,10 +308,3 @@ def test_a_cache_of_training_images_that_lies(sent: Path, tmp_path: Path, caplog
     for key, value in lies:
         page_file.write_text(json.dumps({**page, key: value}))
         assert folder(sent).load().fingerprint == honest.fingerprint
-
-
-@pytest.mark.parametrize("text", ["[" * 20_000, '{"records": [{"a": []}]}', '{"records": 3}', "\x00"])
-def test_scores_that_are_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "evaluation.json").write_text(text)
-    with pytest.raises(UserError, match="is damaged or holds no scores"):
-        read_file(tmp_path / "evaluation.json")
