@@ -281,6 +281,8 @@ def _flat_record(**changes: Any) -> dict[str, Any]:
         "metric": "fid",
         "value": 20.0,
         "n": 100,
+        "better": "lower",
+        "kind": "fid",
         "spread": None,
         "spread_over": None,
         "class_name": None,

@@ -143,12 +143,11 @@ def test_auto_takes_inception_and_else_says_what_it_takes(
 ) -> None:
     node = composed("data=digits", "evaluator=auto", f"evaluator.weights={tmp_path / 'none.pth'}").evaluator
     extractor = build_extractor(node, device=torch.device("cpu"))
-    assert extractor.distance_name == "fd_lite0_64"
+    assert extractor.suffix == "_lite0_64"
     assert "scoring with EfficientNet-Lite0 instead; its distances are no FID" in caplog.text
     assert "none.pth" in caplog.text
-    sentinel = object()
-    monkeypatch.setattr(automatic, "Inception", lambda **settings: sentinel)
-    assert build_extractor(node, device=torch.device("cpu")) is sentinel
+    monkeypatch.setattr(automatic, "Inception", lambda **settings: extractor)
+    assert build_extractor(node, device=torch.device("cpu")) is extractor
 
     def cannot(**settings: object) -> None:
         raise UserError("it cannot be had")

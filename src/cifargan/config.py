@@ -1,5 +1,6 @@
 """Parse a composed configuration once: every setting is checked, and every part is ready to be built."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from cifargan.registry import (
     LOGGER_EXTRAS,
     LOGGERS,
     LOSSES,
+    METRICS,
     OPTIMIZERS,
     PENALTIES,
     SOURCES,
@@ -49,8 +51,8 @@ SPLITS = ("train", "test")
 SHAPE = ("num_classes", "image_size")  # what the data decide about a network
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
 OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
-EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "device")
-EVALUATOR_OWN = ("every", "samples", "final_samples", "full", "batch_size", "warn_after", "stop_after", "target")
+EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "table", "device")
+EVALUATOR_OWN = tuple(inspect.signature(FeatureEvaluator).parameters.keys() - {*EVALUATOR_PROVIDED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +341,7 @@ def splits_of(node: DictConfig, images: ImageSet, wanted: Sequence[str] = SPLITS
 def build_extractor(node: DictConfig, *, device: torch.device) -> FeatureExtractor:
     """The feature network that `evaluator` names, with its weights."""
     extractor: FeatureExtractor = _extractor_part(node)(device=device)
+    extractor.require_complete()
     return extractor
 
 
@@ -356,14 +359,19 @@ def evaluator_part(node: DictConfig, *, data: DictConfig, device: torch.device) 
             return cast(Evaluator, nothing())
 
         return build_none
-    extractor = _extractor_part(node)
+    _extractor_part(node)  # checks its settings
     own = without(node, *(str(key) for key in node if key not in EVALUATOR_OWN))
     settings = arguments(FeatureEvaluator, own, "evaluator", provided=EVALUATOR_PROVIDED)
 
     def build_for(images: ImageSet) -> Evaluator:
         final_images = partial(splits_of, data, images)
         return FeatureEvaluator(
-            extractor=extractor(device=device), images=images, final_images=final_images, device=device, **settings
+            extractor=build_extractor(node, device=device),
+            images=images,
+            final_images=final_images,
+            table=METRICS,
+            device=device,
+            **settings,
         )
 
     return build_for

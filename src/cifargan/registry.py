@@ -10,10 +10,24 @@ from omegaconf import DictConfig
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
+from cifargan.evaluation.classifier import head_hit_rate
 from cifargan.evaluation.extractors.automatic import automatic
 from cifargan.evaluation.extractors.dinov2 import DINOv2
 from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
 from cifargan.evaluation.extractors.inception import Inception
+from cifargan.evaluation.scores import (
+    authentic,
+    class_fid,
+    class_hit_rate,
+    coverage,
+    density,
+    fid,
+    inception_score,
+    kid,
+    precision,
+    recall,
+)
+from cifargan.evaluation.table import Metric
 from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from cifargan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from cifargan.models.dense import DenseDiscriminator, DenseGenerator
@@ -55,6 +69,19 @@ EXTRACTORS: Registry = {
     "dinov2": DINOv2,
     "auto": automatic,
 }
+METRICS: dict[str, Metric] = {
+    "fid": Metric(fid, better="lower", elsewhere="fd"),
+    "kid": Metric(kid, better="lower", elsewhere="kd"),
+    "is": Metric(inception_score, better="higher"),
+    "precision": Metric(precision, better="higher"),
+    "recall": Metric(recall, better="higher"),
+    "density": Metric(density, better="higher"),
+    "coverage": Metric(coverage, better="higher"),
+    "class_fid": Metric(class_fid, better="lower", name="fid", elsewhere="fd"),
+    "class_hit_rate": Metric(class_hit_rate, better="higher"),
+    "head_hit_rate": Metric(head_hit_rate, better="higher"),
+    "authentic": Metric(authentic, better="higher"),
+}
 LOGGERS: Registry = {"tensorboard": EventWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
 LOGGER_EXTRAS = ("wandb", "mlflow")
 
@@ -62,3 +89,13 @@ LOGGER_EXTRAS = ("wandb", "mlflow")
 def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
     """Build what a node names, from its settings and from what the program provides."""
     return part(registry, node, where, provided=provided)(**provided)
+
+
+def metric_of(score: str) -> Metric | None:
+    """The metric that a score's name begins with (`fd_lite0_64_n2000_train`), the longest of several; None: none."""
+    names: dict[str, Metric] = {}
+    for key, metric in METRICS.items():
+        for name in (metric.name or key, metric.elsewhere):
+            names.setdefault(name, metric)
+    fitting = [name for name in names if name and f"{score}_".startswith(f"{name}_")]
+    return names[max(fitting, key=len)] if fitting else None

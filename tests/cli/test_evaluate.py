@@ -1,16 +1,19 @@
 """`cifargan evaluate`: runs and anyone's images, tables, files, and what goes wrong."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cifargan import registry
 from cifargan.cli import evaluate
 from cifargan.cli.evaluate import thresholds
 from cifargan.data.digits import Digits
@@ -98,6 +101,81 @@ def test_quick_gives_distances_alone(command: Command, run: Path) -> None:
         ("kd_lite0_64", "raw"),
     ]
     assert not (run / "evaluation").exists()
+
+
+def test_metrics_are_chosen_by_name(command: Command, run: Path) -> None:
+    common = ("evaluate", *LITE0, "--samples", "12", "--reference", "test", "--metrics")
+    done = command(*common, "recall,fid")
+    assert done.returncode == 0, done.stderr
+    assert [(record["metric"], record["better"]) for record in records(run)] == [
+        ("recall_lite0_64", "higher"),
+        ("fd_lite0_64", "lower"),
+    ]
+    assert not (run / "evaluation").exists()
+    assert "there is no metric recal; did you mean recall" in command(*common, "recal").stderr
+    assert "metric head_hit_rate: needs classifier" in command(*common, "head_hit_rate").stderr
+
+
+OWN = """
+import torch
+from torch import Tensor
+
+from cifargan import registry
+from cifargan.evaluation.extractors.interface import FeatureExtractor, Features
+from cifargan.evaluation.table import Metric
+
+
+class Pixels(FeatureExtractor):
+    name = "pixels"
+    resize = "none"
+    weights_hash = "none"
+
+    def __init__(self, *, stride: int, complete: bool = True, device: torch.device) -> None:
+        self.stride = stride
+        self.dim = 3 * (16 // stride) ** 2
+        if complete:
+            self.suffix = f"_pixels_{stride}"
+
+    def _forward(self, images: Tensor) -> Features:
+        return Features(images[:, :, :: self.stride, :: self.stride].flatten(1).float() / 255, None)
+
+
+def shift(real_features: Tensor, fake_features: Tensor) -> float:
+    return float((real_features.mean(dim=0) - fake_features.mean(dim=0)).norm())
+
+
+registry.EXTRACTORS["pixels"] = Pixels
+registry.METRICS["shift"] = Metric(shift, better="lower")
+"""
+
+
+def test_ones_own_extractor_and_metric_work_in_training_and_here(
+    command: Command, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine" / "evaluator").mkdir(parents=True)
+    (tmp_path / "mine" / "evaluator" / "pixels.yaml").write_text(
+        "defaults: [_shared, _self_]\nname: pixels\nstride: 8\n"
+    )
+    (tmp_path / "own.py").write_text(OWN)
+    samples = ("evaluator.every=1", "evaluator.samples=12", "evaluator.final_samples=0")
+    settings = [override for override in quick if not override.startswith("evaluator")]
+    train = ("train", "--config-dir", "mine", *settings, *samples, "evaluator=pixels")
+    refused = command(*train, "hydra.run.dir=refused")
+    assert refused.returncode == 2
+    assert "evaluator.name=pixels: no such name" in refused.stderr
+    with patch.dict(registry.EXTRACTORS), patch.dict(registry.METRICS):
+        runpy.run_path(str(tmp_path / "own.py"))
+        trained = command(*train, "evaluator.metrics=[shift,fid]", "hydra.run.dir=run")
+        assert trained.returncode == 0, trained.stderr
+        assert {record["metric"] for record in records(tmp_path / "run")} == {"shift_pixels_8", "fd_pixels_8"}
+        done = command("evaluate", "run", "--device", "cpu", "--samples", "12", "--metrics", "kid,shift")
+        assert done.returncode == 0, done.stderr
+        assert {record["metric"] for record in records(tmp_path / "run")} >= {"kd_pixels_8"}
+        missing = command("evaluate", "run", "--device", "cpu", "--samples", "12", "--evaluator", "pixels")
+        assert "evaluator.stride has no value" in missing.stderr
+        incomplete = command(*train, "+evaluator.complete=false", "hydra.run.dir=incomplete")
+        assert incomplete.returncode == 2
+        assert "feature extractor Pixels does not set suffix" in incomplete.stderr
 
 
 def test_ctrl_c_keeps_what_is_done(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

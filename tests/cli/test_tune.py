@@ -139,9 +139,9 @@ def test_a_failed_trial_says_why(scored: tuple[str, ...], tmp_path: Path, monkey
 def test_the_value_of_a_trial_is_the_best_that_it_reached(run: Path) -> None:
     record = {"n": 9, "images": 9, "subject": "training", "reference_name": "digits", "reference_split": "train"}
     records = [
-        {**record, "metric": metric, "step": step, "value": value}
+        {**record, "metric": metric, "step": step, "value": value, "better": better}
         for step, (fid, recall) in enumerate(((3.0, 0.1), (1.0, 0.5), (2.0, 0.4)))
-        for metric, value in (("fid", fid), ("recall", recall))
+        for metric, value, better in (("fid", fid, "lower"), ("recall", recall, "higher"))
     ]
     (run / "evaluation.json").write_text(json.dumps({"records": records}))
     assert Trials(None, []).value_of(run) == 1.0

@@ -21,7 +21,9 @@ from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.metrics import frechet_distance, gaussian, inception_score, kernel_distance
 from cifargan.evaluation.precision_recall import manifold_scores
 from cifargan.evaluation.records import Record
+from cifargan.evaluation.table import Metric
 from cifargan.models.interface import Generator
+from cifargan.registry import METRICS
 from cifargan.sampling import Sampler
 
 CPU = torch.device("cpu")
@@ -37,6 +39,7 @@ def make(corners: Callable[..., FeatureExtractor], insects: Callable[..., ImageS
             extractor=corners(has_logits=has_logits),
             images=images,
             final_images=lambda: [images, *held_out],
+            table=METRICS,
             **{"every": 10, "samples": 30, "final_samples": 0, "device": CPU, **settings},
         )
 
@@ -114,6 +117,54 @@ def test_full_adds_what_a_distance_hides(tiny: Generator, make: Maker) -> None:
         share = float((evaluator.images.labels[nearest] == label).double().mean())
         assert found[f"class_hit_rate_corners_n10_train/{name}"] == share
     assert len(found) == 2 + 4 + 6
+
+
+def test_metrics_are_chosen_by_name_and_the_first_decides(
+    tiny: Generator, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_of_them = values(make(full=True, has_logits=True).evaluate(sampler(tiny), step=1))
+    evaluator = make(metrics=["recall", "fid"], has_logits=True)
+    found = evaluator.evaluate(sampler(tiny), step=1)
+    assert values(found) == {key: all_of_them[key] for key in ("recall_corners_n30_train", "fd_corners_n30_train")}
+    assert [record.better for record in found] == ["higher", "lower"]
+    assert (evaluator.monitor, evaluator.better) == ("recall_corners_n30_train", "higher")
+    evaluator = make(metrics=["is"], has_logits=True)
+    assert (evaluator.monitor, evaluator.better) == ("is_corners_n30", "higher")
+    monkeypatch.setattr("cifargan.evaluation.scores.MANIFOLD_SAMPLES", 20)
+    monkeypatch.setattr("cifargan.evaluation.table.MANIFOLD_SAMPLES", 20)
+    evaluator = make(metrics=["coverage"])
+    assert evaluator.monitor in values(evaluator.evaluate(sampler(tiny), step=1))
+    evaluator = make(metrics=["fid", "head_hit_rate"])
+    with pytest.raises(UserError, match="metric head_hit_rate: needs classifier, not known of training"):
+        evaluator.evaluate(sampler(tiny), step=1)
+
+
+def test_ones_own_metric_is_a_function_and_a_line(
+    tiny: Generator, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logit_gap(real_features: Tensor, fake_logits: Tensor) -> float:
+        return float((fake_logits.mean(dim=0) - real_features.mean(dim=0)).norm())
+
+    def brightness(fake_images: Tensor) -> float:
+        return float(fake_images.float().mean())
+
+    monkeypatch.setitem(METRICS, "logit_gap", Metric(logit_gap, better="higher"))
+    monkeypatch.setitem(METRICS, "brightness", Metric(brightness, better="lower"))
+    evaluator = make(metrics=["logit_gap", "brightness"], has_logits=True)
+    real, fake = (features(evaluator, x) for x in (evaluator.images.images, sampler(tiny).sample(30, seed=SEED)))
+    found = evaluator.evaluate(sampler(tiny), step=1)
+    # What looks at no features says nothing of their space.
+    assert [record.key for record in found] == ["brightness_n30", "logit_gap_corners_n30_train"]
+    assert found[1].value == pytest.approx(float((fake.mean(dim=0) - real.mean(dim=0)).norm()), rel=1e-6)
+    assert found[0].value == pytest.approx(float(sampler(tiny).sample(30, seed=SEED).float().mean()), rel=1e-6)
+    assert (evaluator.monitor, evaluator.better) == ("logit_gap_corners_n30_train", "higher")
+
+    with pytest.raises(UserError, match="metric wrong: nothing gives its argument reel_features; did you mean real_"):
+        Metric(wrong, better="lower")
+
+
+def wrong(reel_features: Tensor) -> float:
+    return float(reel_features.mean())
 
 
 def test_the_final_scores_are_of_more_samples_against_every_split(tiny: Generator, make: Maker) -> None:
@@ -195,6 +246,11 @@ def test_a_stop_is_heeded_within_a_batch(tiny: Generator, make: Maker) -> None:
         ({"batch_size": 0}, r"evaluator\.batch_size=0: must be at least 1"),
         ({"warn_after": 0}, r"evaluator\.warn_after=0: must be at least 1"),
         ({"stop_after": -1}, r"evaluator\.stop_after=-1: must be at least 1, or null"),
+        ({"metrics": ["recal"]}, r"evaluator\.metrics=\[recal\]: there is no metric recal; did you mean recall"),
+        ({"metrics": ["fid", "is"]}, r"evaluator\.metrics=\[fid,is\]: is needs class logits, and corners has none"),
+        ({"metrics": []}, r"evaluator\.metrics=\[\]: begin with a metric of all classes"),
+        ({"metrics": ["class_fid", "fid"]}, r"begin with a metric of all classes"),
+        ({"metrics": ["kid", "recall"], "samples": 5}, r"must be at least 6 for precision and recall"),
         ({"n": 1}, r"insects has 1 image, and a score needs 2"),
     ],
 )

@@ -5,43 +5,44 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cifargan.data.sources import ImageSet
-from cifargan.errors import UserError
-from cifargan.evaluation.feature_stats import Measured, in_batches, measure
-from cifargan.evaluation.memorisation import SUSPECTS, Memorisation, memorisation
-from cifargan.evaluation.records import Protocol
-from cifargan.evaluation.reference import export_statistics, import_statistics, reference_of
+from cifargan.evaluation import scores
+from cifargan.evaluation.memorisation import SUSPECTS, suspects
+from cifargan.evaluation.scores import authentic, copies
 
 CPU = torch.device("cpu")
 Extractors = Callable[..., Any]
 Insects = Callable[..., ImageSet]
 
 
-def look_at(images: ImageSet, extractor: Any, keep: int) -> Measured:
-    batches = in_batches(images.images, images.labels, 16)
-    return measure(batches, len(images), extractor, device=CPU, label="looking", keep_images=keep)
-
-
-def judged(fake: ImageSet, real: ImageSet, extractor: Any, keep: int) -> Memorisation:
-    reference = reference_of(real, extractor, device=CPU)
-    protocol = Protocol(n=len(fake), space=extractor.space, subject="samples")
-    return memorisation(look_at(fake, extractor, keep), reference, extractor, protocol, device=CPU)
-
-
-def test_copies_come_first_beside_what_they_copy(corners: Extractors, insects: Insects) -> None:
+@pytest.fixture
+def sides(insects: Insects) -> tuple[ImageSet, ImageSet]:
+    """Real images, and fake ones of which two are copies."""
     real, fake = insects(60), insects(40, seed=9)
     fake.images[[5, 30]] = real.images[[17, 42]]
-    found = judged(fake, real, corners(), keep=40)
-    assert [len(row) for row in found.rows.values()] == [SUSPECTS] * 3
-    for row in found.rows.values():
+    return real, fake
+
+
+def features(images: ImageSet, extractors: Extractors) -> Tensor:
+    found: Tensor = extractors().extract(images.images).features
+    return found
+
+
+def test_copies_come_first_beside_what_they_copy(corners: Extractors, sides: tuple[ImageSet, ImageSet]) -> None:
+    real, fake = sides
+    reals, fakes = (features(side, corners) for side in sides)
+    found = copies(reals, fakes, CPU)
+    rows = suspects(found, fake.images, real.images, CPU)
+    assert [len(row) for row in rows.values()] == [SUSPECTS] * 3
+    for row in rows.values():
         assert torch.equal(row[:2], real.images[[17, 42]])
-    assert found.record.key == "authentic_corners_n40_train"
-    features, reals = corners().extract(fake.images).features, corners().extract(real.images).features
-    away = torch.cdist(features, reals).min(dim=1)
+    away = torch.cdist(fakes, reals).min(dim=1)
     own = torch.cdist(reals, reals).fill_diagonal_(torch.inf).min(dim=1).values
-    assert found.record.value == float((away.values > own[away.indices]).double().mean())
-    assert 0 < found.record.value <= 38 / 40
+    share = float((away.values > own[away.indices]).double().mean())
+    assert authentic(found) == share
+    assert 0 < share <= 38 / 40
 
 
 def test_pixels_are_looked_at_as_well_as_features(corners: Extractors, insects: Insects) -> None:
@@ -49,25 +50,20 @@ def test_pixels_are_looked_at_as_well_as_features(corners: Extractors, insects: 
     real, fake = insects(60), insects(40, seed=9)
     fake.images[5] = real.images[17]
     fake.images[5, :, 0, :2] = real.images[42, :, 0, :2]
-    rows = judged(fake, real, corners(), keep=40).rows
+    found = copies(features(real, corners), features(fake, corners), CPU)
+    rows = suspects(found, fake.images, real.images, CPU)
     assert torch.equal(rows["samples"][0], fake.images[5])
     assert torch.equal(rows["nearest by features"][0], real.images[42])
     assert torch.equal(rows["nearest by pixels"][0], real.images[17])
 
 
-def test_only_samples_whose_images_were_kept_are_looked_at(corners: Extractors, insects: Insects) -> None:
-    real, fake = insects(60), insects(40, seed=9)
-    fake.images[[5, 30]] = real.images[[17, 42]]
-    found = judged(fake, real, corners(), keep=20)
-    assert found.record.n == 20
-    assert torch.equal(found.rows["samples"][0], real.images[17])
-    assert not (found.rows["samples"] == real.images[42]).all(dim=(1, 2, 3)).any()
-
-
-def test_statistics_are_not_enough(corners: Extractors, insects: Insects, tmp_path: Any) -> None:
-    extractor = corners()
-    export_statistics(tmp_path / "stats.npz", reference_of(insects(60), extractor, device=CPU), extractor)
-    reference = import_statistics(tmp_path / "stats.npz", extractor)
-    protocol = Protocol(n=40, space=extractor.space, subject="samples")
-    with pytest.raises(UserError, match="statistics are not enough"):
-        memorisation(look_at(insects(40), extractor, 40), reference, extractor, protocol, device=CPU)
+def test_only_the_first_samples_are_looked_at(
+    corners: Extractors, sides: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 20)
+    real, fake = sides
+    found = copies(features(real, corners), features(fake, corners), CPU)
+    assert len(found.indices) == 20
+    rows = suspects(found, fake.images[:20], real.images, CPU)
+    assert torch.equal(rows["samples"][0], real.images[17])
+    assert not (rows["samples"] == real.images[42]).all(dim=(1, 2, 3)).any()

@@ -16,7 +16,8 @@ from cifargan.evaluation.extractors.inception import Inception
 from cifargan.evaluation.feature_stats import in_batches, measure
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import reference_of
-from cifargan.evaluation.scores import distances, own_scores
+from cifargan.evaluation.table import QUICK, Inputs, score
+from cifargan.registry import METRICS
 
 CPU = torch.device("cpu")
 N = 24
@@ -67,7 +68,12 @@ def ours(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "SUBSET_SIZE", SUBSET)
         reference = reference_of(real, extractor, device=CPU, folder=tmp_path_factory.mktemp("cache"))
-        records = own_scores(seen, extractor, protocol) + distances(seen, reference, extractor, protocol, device=CPU)
+        chosen = {name: METRICS[name] for name in QUICK}
+        records = [
+            record
+            for real in (None, reference)
+            for record in score(Inputs(seen, real, device=CPU), chosen, extractor, protocol)
+        ]
     return {record.metric.partition("_")[0]: (record.value, record.spread) for record in records}
 
 

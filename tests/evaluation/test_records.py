@@ -30,7 +30,7 @@ PROTOCOL = Protocol(
 )
 TRAIN = ReferenceCard(name="cifar10", split="train", n=50_000, fingerprint="abc")
 FID = Record(metric="fid", value=12.5, n=50_000, protocol=PROTOCOL, reference=TRAIN)
-KID = replace(FID, metric="kid", value=0.01, spread=0.002, spread_over="100 subsets of 1000")
+KID = replace(FID, metric="kid", kind="kid", value=0.01, spread=0.002, spread_over="100 subsets of 1000")
 
 
 def test_keys_say_metric_number_split_and_class() -> None:
@@ -49,6 +49,8 @@ def test_a_flat_record_holds_everything_that_decides_the_score() -> None:
         "metric": "kid",
         "value": 0.01,
         "n": 50_000,
+        "better": "lower",
+        "kind": "kid",
         "spread": 0.002,
         "spread_over": "100 subsets of 1000",
         "class_name": None,

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from cifargan.data.sources import ImageSet
-from cifargan.evaluation import scores
+from cifargan.errors import UserError
+from cifargan.evaluation import scores, table
 from cifargan.evaluation.feature_stats import Measured, in_batches, measure
 from cifargan.evaluation.precision_recall import manifold_scores
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import export_statistics, import_statistics, reference_of
-from cifargan.evaluation.scores import caveats, details, distances, spread_evenly
+from cifargan.evaluation.scores import spread_evenly
+from cifargan.evaluation.table import Inputs, caveats, score
+from cifargan.registry import METRICS, metric_of
 
 CPU = torch.device("cpu")
 Extractors = Callable[..., Any]
@@ -58,22 +61,57 @@ def test_statistics_alone_allow_a_distance_and_nothing_else(
     export_statistics(tmp_path / "stats.npz", whole, extractor)
     statistics = import_statistics(tmp_path / "stats.npz", extractor)
     protocol = Protocol(n=40, space=extractor.space, subject="samples")
-    (alone,) = distances(fake, statistics, extractor, protocol, device=CPU)
-    assert alone == distances(fake, whole, extractor, protocol, device=CPU)[0]
-    assert details(fake, statistics, extractor, protocol, device=CPU, labelled=True) == []
+    classes = whole.classes
+    (alone,) = score(Inputs(fake, statistics, classes=classes, device=CPU), METRICS, extractor, protocol)
+    found = score(Inputs(fake, whole, classes=classes, device=CPU), METRICS, extractor, protocol)
+    assert alone in found
+    assert {record.metric for record in found} == {
+        f"{name}_corners"
+        for name in ("fd", "kd", "precision", "recall", "density", "coverage", "class_hit_rate", "authentic")
+    }
+    with pytest.raises(UserError, match="metric kid: needs real_features, not known of samples against insects train"):
+        score(Inputs(fake, statistics, device=CPU), {"kid": METRICS["kid"]}, extractor, protocol, strict=True)
+
+
+def test_classes_are_compared_with_the_same_classes_alone(corners: Extractors, insects: Insects) -> None:
+    extractor, fake = corners(), look_at(insects(40, seed=9), corners())
+    protocol = Protocol(n=40, space=extractor.space, subject="samples")
+    inputs = Inputs(fake, reference_of(insects(60), extractor, device=CPU), classes=("dog", "cat", "eel"), device=CPU)
+    assert {record.class_name for record in score(inputs, METRICS, extractor, protocol)} == {None}
 
 
 def test_manifold_metrics_look_at_a_bounded_number_of_images(
     corners: Extractors, insects: Insects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 30)
+    monkeypatch.setattr(table, "MANIFOLD_SAMPLES", 30)
     extractor, real = corners(), insects(60)
     fake = look_at(insects(40, seed=9), extractor)
     protocol = Protocol(n=40, space=extractor.space, subject="samples")
     reference = reference_of(real, extractor, device=CPU)
-    found = details(fake, reference, extractor, protocol, device=CPU, labelled=False)
+    names = ("precision", "recall", "density", "coverage")
+    found = score(Inputs(fake, reference, device=CPU), {name: METRICS[name] for name in names}, extractor, protocol)
     picked = spread_evenly(real.labels, 30)
     expected = manifold_scores(reference.features[picked], fake.features[:30], k=5)
     assert {record.key: record.value for record in found} == {
         f"{name}_corners_n30_train": value for name, value in expected._asdict().items()
     }
+
+
+@pytest.mark.parametrize(
+    ("suffix", "names"),
+    [
+        ("", ("fid", "kid", "is", "fid", "head_hit_rate")),
+        ("_bf16", ("fd_bf16", "kd_bf16", "is_bf16", "fd_bf16", "head_hit_rate")),
+    ],
+)
+def test_only_a_space_without_a_suffix_has_the_famous_names(suffix: str, names: tuple[str, ...]) -> None:
+    keys = ("fid", "kid", "is", "class_fid", "head_hit_rate")
+    assert tuple(METRICS[key].recorded(key, suffix) for key in keys) == names
+    for name, key in zip(names[:3], keys, strict=False):
+        assert metric_of(name) is metric_of(f"{name}_n50000_train") is METRICS[key]
+
+
+def test_a_metric_is_found_by_the_name_of_its_scores() -> None:
+    assert metric_of("class_hit_rate_lite0_64_n12_train/cat") is METRICS["class_hit_rate"]
+    assert metric_of("isotope") is metric_of("fidelity_n5") is None

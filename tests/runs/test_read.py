@@ -118,11 +118,28 @@ def test_everything_that_a_run_says(make_run: MakeRun, record: Line) -> None:
     assert run.last_activity == 1100.0
     assert run.best is not None
     assert (run.best.key, run.best.value, run.best.protocol.step) == ("fid_n100_train", 25.0, 150)
-    assert run.best.conditions().endswith("lowest-scoring checkpoint")
+    assert run.best.conditions().endswith("best-scoring checkpoint")
     assert [(score.key, score.value) for score in run.scores] == [("fid_n500_train", 21.5)]
     assert [score.value for score in run.history] == [30.0, 25.0, 28.0]
     assert [score.key for score in run.class_scores] == ["fid_n10_train/cat"]
     assert run.headline == run.scores[0]
+
+
+def test_the_best_score_is_by_the_monitored_metric(make_run: MakeRun, record: Line) -> None:
+    values = ((100, 30.0, 0.2), (150, 25.0, 0.6), (200, 28.0, 0.5))
+    scores = [
+        line
+        for step, fid, recall in values
+        for line in (
+            record(metric="recall", kind="recall", better="higher", value=recall, step=step),
+            record(kind="fid", value=fid, step=step),
+        )
+    ]
+    for metrics, best in ((["recall", "fid"], 0.6), (["fid", "recall"], 25.0), (["mine"], None)):
+        run = summary_of(
+            make_run(metrics[0], records=scores, config={"evaluator": {"samples": 100, "metrics": metrics}})
+        )
+        assert (run.best and run.best.value) == best
 
 
 def test_as_many_samples_at_the_end_as_in_training(make_run: MakeRun, record: Line) -> None:

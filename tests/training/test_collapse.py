@@ -137,6 +137,16 @@ def test_the_best_score_is_the_lowest_and_no_number_is_none() -> None:
     assert not scores.over
 
 
+def test_the_best_score_may_be_the_highest(caplog: pytest.LogCaptureFixture) -> None:
+    scores = ScoreWatch(warn_after=2, stop_after=None, target=0.5, better="higher")
+    assert [scores.look(value, step) for step, value in enumerate([0.2, 0.3, 0.2])] == [True, True, False]
+    assert (scores.best, scores.reached, warnings(caplog)) == (0.3, False, [])
+    scores.look(0.1, 3)
+    assert "has got worse for 2 evaluations in a row, from the best 0.3 at step 1 to 0.1" in warnings(caplog)[0]
+    assert scores.look(0.5, 4)
+    assert scores.over
+
+
 def test_a_score_that_rises_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     scores = ScoreWatch(warn_after=2, stop_after=None)
     for step, value in enumerate([5.0, 6.0, 5.5, 6.0]):  # never twice in a row
@@ -146,7 +156,7 @@ def test_a_score_that_rises_again_and_again_is_told_once(caplog: pytest.LogCaptu
         scores.look(value, step)
     (message,) = warnings(caplog)
     assert message.startswith(
-        "step 4: the score has risen for 2 evaluations in a row, from the best 5 at step 0 to 7: the run is getting worse"
+        "step 4: the score has got worse for 2 evaluations in a row, from the best 5 at step 0 to 7: the run may be collapsing"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -20,7 +21,9 @@ Make = Callable[..., Study]
 def study(tmp_path: Path) -> Make:
     """A function that opens the study of this test."""
 
-    def make(*overrides: str, objective: str | None = None, directory: Path = tmp_path) -> Study:
+    def make(
+        *overrides: str, objective: str | None = None, direction: Any = "minimize", directory: Path = tmp_path
+    ) -> Study:
         return Study(
             "test",
             storage=f"sqlite:///{tmp_path / 'study.db'}",
@@ -28,6 +31,7 @@ def study(tmp_path: Path) -> Make:
             space=space_of(overrides or ("a=interval(0,1)", "b=choice(x,y)", "c=1")),
             objective=objective,
             pruner=NopPruner(),
+            direction=direction,
         )
 
     return make
@@ -136,17 +140,20 @@ def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "direction"),
     [
-        (None, "minimize"),
         ("fid_n10000_train", "minimize"),
         ("fd_lite0_64_n9_test", "minimize"),
         ("kd_dinov2_n9_test", "minimize"),
         ("is_n50000", "maximize"),
         ("recall_lite0_64_n9_test", "maximize"),
+        ("class_hit_rate_lite0_64_n9_test/cat", "maximize"),
     ],
 )
-def test_the_name_of_a_score_says_what_is_better(objective: str | None, direction: str, study: Make) -> None:
+def test_the_metric_of_a_score_says_what_is_better(objective: str, direction: str, study: Make) -> None:
     assert direction_of(objective) == direction
-    assert study(objective=objective).study.direction == optuna.study.StudyDirection[direction.upper()]
+    assert (
+        study(objective=objective, direction=direction).study.direction
+        == optuna.study.StudyDirection[direction.upper()]
+    )
 
 
 def test_a_score_nobody_knows() -> None:

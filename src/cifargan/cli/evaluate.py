@@ -19,15 +19,17 @@ from cifargan.data.folder import load_images
 from cifargan.data.sources import ImageSet
 from cifargan.device import select_device
 from cifargan.errors import UserError
-from cifargan.evaluation.classifier import head_hit_rate
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Batches, in_batches, measure
-from cifargan.evaluation.memorisation import memorisation
+from cifargan.evaluation.memorisation import suspects
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
-from cifargan.evaluation.scores import MANIFOLD_SAMPLES, caveats, details, distances, own_scores
+from cifargan.evaluation.scores import MANIFOLD_SAMPLES
+from cifargan.evaluation.table import FULL, QUICK, Inputs, Metric, caveats, choose, score
 from cifargan.images import labelled_sheet, save_png
-from cifargan.loading import LoadedGenerator, find_generator, load_classifier
+from cifargan.loading import find_generator, load_classifier
+from cifargan.models.interface import Discriminator
+from cifargan.registry import EXTRACTORS, METRICS
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import section
 from cifargan.untrusted import require_no_links_out
@@ -35,7 +37,6 @@ from cifargan.untrusted import require_no_links_out
 log = logging.getLogger(__name__)
 
 DIFFERENCE = "test_minus_train"
-EVALUATORS = ("inception", "efficientnet_lite0", "dinov2", "auto")
 INTERRUPTED = 130
 
 
@@ -66,11 +67,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=seed, metavar="N", default=1, help="of the latents (default: 1, as in training)")
     p.add_argument(
         "--evaluator",
-        choices=EVALUATORS,
+        choices=EXTRACTORS,
         metavar="NAME",
-        help="inception, efficientnet_lite0, dinov2, auto (default: the run's own)",
+        help=f"{', '.join(EXTRACTORS)} (default: the run's own)",
     )
     p.add_argument("--extractor-weights", metavar="PATH", help="a copy of its weights")
+    p.add_argument("--metrics", metavar="A,B", help=f"these alone: {', '.join(METRICS)}")
     p.add_argument("--quick", action="store_true", help="distances and Inception Score alone")
     p.add_argument("--data-root", metavar="PATH", help="where the real images lie, if not where training found them")
     p.add_argument("--export-stats", type=Path, metavar="FILE", help="write the reference's mu and sigma")
@@ -94,8 +96,8 @@ class Task:
         passes: for each pass its protocol and its images.
         references: the real images.
         training: gives the images that may have been copied.
-        labelled: whether the labels are the reference's classes.
-        classify: images and labels to records, by the run's own classifier; none without one.
+        classes: what the labels count; empty without labels.
+        classifier: the run's own discriminator; None without a class head.
         scores: the file of scores.
         pictures: the folder of pictures.
     """
@@ -103,8 +105,8 @@ class Task:
     passes: Sequence[tuple[Protocol, Callable[[], Batches]]]
     references: Sequence[Reference]
     training: Callable[[], Reference]
-    labelled: bool
-    classify: Callable[..., list[Record]]
+    classes: tuple[str, ...]
+    classifier: Discriminator | None
     scores: Path
     pictures: Path
 
@@ -148,42 +150,54 @@ def judge(
 ) -> list[Record]:
     """All scores of one pass, written down as soon as they are known."""
     at = f"truncation {protocol.truncation:g}" if protocol.truncation else "scoring"
-    keep = 1 if options.quick else MANIFOLD_SAMPLES
-    fake = measure(batches, protocol.n, extractor, device=device, label=at, keep_images=keep)
+    metrics = chosen(options, extractor)
+    copying = not options.quick and not options.metrics
+    fake = measure(
+        batches,
+        protocol.n,
+        extractor,
+        device=device,
+        label=at,
+        keep_images=1 if options.quick else MANIFOLD_SAMPLES,
+        keep_logits=any("fake_logits" in metric.needs for metric in metrics.values()),
+    )
     for line in caveats(protocol.n, extractor):
         log.warning("%s", line)
-    records = own_scores(fake, extractor, protocol)
-    for reference in task.references:
-        comparison = fake, reference, extractor, protocol
-        records += distances(*comparison, device=device)
-        if not options.quick:
-            records += details(*comparison, device=device, labelled=task.labelled)
-    records += gap(records, extractor)
-    if not options.quick:
-        records += task.classify(fake.images, fake.labels[: len(fake.images)], protocol)
-        training = task.training()
-        if training.has_features:
-            found = memorisation(fake, training, extractor, protocol, device=device)
-            records.append(found.record)
-            name = f"nearest_truncation_{protocol.truncation:g}.png" if protocol.truncation else "nearest.png"
-            save_png(labelled_sheet(found.rows, scale=2), task.pictures / name)
-            log.info("the samples nearest to training images: %s", task.pictures / name)
+    look_at = partial(Inputs, fake, classes=task.classes, classifier=task.classifier, device=device)
+    records: list[Record] = []
+    for reference in (None, *task.references):
+        records += score(look_at(reference), metrics, extractor, protocol, strict=bool(options.metrics))
+    records += gap(records)
+    if copying and (training := task.training()).has_features and training.images is not None:
+        inputs = look_at(training)
+        records += score(inputs, {"authentic": METRICS["authentic"]}, extractor, protocol)
+        rows = suspects(inputs.call(lambda copies: copies), fake.images, training.images, device)
+        name = f"nearest_truncation_{protocol.truncation:g}.png" if protocol.truncation else "nearest.png"
+        save_png(labelled_sheet(rows, scale=2), task.pictures / name)
+        log.info("the samples nearest to training images: %s", task.pictures / name)
     add_to_file(task.scores, records)
     return records
 
 
-def gap(records: Sequence[Record], extractor: FeatureExtractor) -> list[Record]:
+def chosen(options: argparse.Namespace, extractor: FeatureExtractor) -> dict[str, Metric]:
+    """The metrics that were asked for, or all that need no naming."""
+    if options.metrics:
+        return choose(METRICS, options.metrics.split(","), extractor, where=f"--metrics {options.metrics}")
+    return {name: METRICS[name] for name in (QUICK if options.quick else (*FULL, "head_hit_rate"))}
+
+
+def gap(records: Sequence[Record]) -> list[Record]:
     """How much farther the test images are than the training images: copying makes the gap grow."""
     found = {
         record.reference.split: (record, record.reference)
         for record in records
-        if record.metric == extractor.distance_name and record.reference and record.class_name is None
+        if record.kind == "fid" and record.reference
     }
     if not set(SPLITS) <= set(found):
         return []
     (test, test_card), (train, train_card) = found["test"], found["train"]
     both = replace(test_card, split=DIFFERENCE, fingerprint=f"{test_card.fingerprint} {train_card.fingerprint}")
-    return [replace(test, metric=f"{test.metric}_gap", value=test.value - train.value, reference=both)]
+    return [replace(test, metric=f"{test.metric}_gap", kind="", value=test.value - train.value, reference=both)]
 
 
 def run_task(options: argparse.Namespace, device: torch.device) -> tuple[FeatureExtractor, Task]:
@@ -232,22 +246,10 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
         passes=[(protocol, lambda protocol=protocol: batches(protocol)) for protocol in protocols],  # type: ignore[misc]
         references=references,
         training=training,
-        labelled=generator.conditional,
-        classify=classifier_of(source, generator, options, device),
+        classes=generator.classes if generator.conditional else (),
+        classifier=load_classifier(source, checkpoint=options.checkpoint, device=options.device),
         scores=RunDirectory(home).evaluation,
         pictures=options.out or home / "evaluation" / name,
-    )
-
-
-def classifier_of(
-    run: Path, generator: LoadedGenerator, options: argparse.Namespace, device: torch.device
-) -> Callable[..., list[Record]]:
-    """Judges by the run's own auxiliary head, if its discriminator has one."""
-    discriminator = load_classifier(run, checkpoint=options.checkpoint, device=options.device)
-    if discriminator is None:
-        return lambda *_: []
-    return lambda images, labels, protocol: head_hit_rate(
-        discriminator, images, labels, generator.classes, protocol, device=device
     )
 
 
@@ -263,8 +265,8 @@ def images_task(options: argparse.Namespace, device: torch.device) -> tuple[Feat
         passes=[(protocol, lambda: shuffled(images, options.batch_size))],
         references=[reference],
         training=lambda: reference,
-        labelled=len(images.classes) > 1 and images.classes == reference.classes,
-        classify=lambda *_: [],
+        classes=images.classes if len(images.classes) > 1 else (),
+        classifier=None,
         scores=(options.out or Path(options.root) / "evaluations" / images.name) / "evaluation.json",
         pictures=options.out or Path(options.root) / "evaluations" / images.name,
     )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.records import Record
 from cifargan.files import write_atomically
+from cifargan.registry import METRICS
 
 
 def plot_truncation(records: Sequence[Record], extractor: FeatureExtractor, path: Path) -> Path:
@@ -29,10 +30,10 @@ def plot_truncation(records: Sequence[Record], extractor: FeatureExtractor, path
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    distance, score = extractor.distance_name, extractor.score_name if extractor.has_logits else ""
+    against = "is" if extractor.has_logits else "recall"
     pairs = [
-        (score or f"recall{extractor.suffix}", distance),
-        (f"recall{extractor.suffix}", f"precision{extractor.suffix}"),
+        tuple(METRICS[key].recorded(key, extractor.suffix) for key in keys)
+        for keys in ((against, "fid"), ("recall", "precision"))
     ]
     for axes, (x, y) in zip(figure.subplots(1, 2), pairs, strict=True):
         _curve(axes, records, x, y)

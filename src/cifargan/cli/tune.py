@@ -77,9 +77,11 @@ def run(arguments: list[str]) -> int:
     from cifargan.tuning.study import Study, direction_of, pruner_of
 
     objective = own["objective"] or None
-    direction_of(objective)
+    if objective:
+        direction_of(objective)  # reports an unknown one before the configurations are checked
     space = space_of(overrides)
     config = check_space(space, flags)
+    direction = direction_of(objective or (config.evaluator.get("metrics") or ["fid"])[0])
     if objective is None and not any(key_of(override) == FINAL for override in overrides):
         # Its scores would decide nothing, and take longer than many a trial.
         space = space_of([*overrides, f"{FINAL}=0"])
@@ -91,6 +93,7 @@ def run(arguments: list[str]) -> int:
         directory=directory,
         space=space,
         objective=objective,
+        direction=direction,
         pruner=pruner_of(own["pruner"], every=config.evaluator.every, steps=config.trainer.steps),
     )
     trials = Trials(objective, flags)
@@ -220,18 +223,17 @@ class Trials:
 
     def value_of(self, directory: Path) -> float:
         """The best value that a run reached."""
-        from cifargan.tuning.study import direction_of
-
         run = summary_of(directory)
         if self.objective is None and run.best is not None:
             return run.best.value
         every = [*run.history, *run.scores]
-        values = [score.value for score in every if score.key == self.objective]
-        if not values:
+        found = [score for score in every if score.key == self.objective]
+        if not found:
             keys = list(dict.fromkeys(score.key for score in every))
             hint = did_you_mean(self.objective or "", keys) or f"; there are {', '.join(keys) or 'none'}"
             raise UserError(f"objective={self.objective}: {directory} has no such score{hint}")
-        return min(values) if direction_of(self.objective) == "minimize" else max(values)
+        best = min if found[0].better == "lower" else max
+        return best(score.value for score in found)
 
 
 @contextlib.contextmanager

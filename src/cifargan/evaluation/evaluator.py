@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
@@ -13,9 +13,10 @@ from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Measurement, Seen, look
 from cifargan.evaluation.metrics import IS_SPLITS
-from cifargan.evaluation.records import Protocol, Record
+from cifargan.evaluation.records import Better, Protocol, Record
 from cifargan.evaluation.reference import Reference, reference_of
-from cifargan.evaluation.scores import NEIGHBOURS, caveats, details, distances, own_scores
+from cifargan.evaluation.scores import MANIFOLD_SAMPLES, NEIGHBOURS
+from cifargan.evaluation.table import FULL, QUICK, Inputs, Metric, caveats, choose, score
 from cifargan.sampling import Sampler
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class Evaluator(ABC):
 
     Attributes:
         every: training steps between evaluations.
-        monitor: the key of the score, lower is better, by which the best checkpoint is kept.
+        monitor: the key of the score by which the best checkpoint is kept.
+        better: whether a low or a high one is good.
         warn_after: evaluations in a row that may get worse before a warning.
         stop_after: evaluations without a new best after which training ends; None: it goes on.
         target: the score at which training ends; None: none.
@@ -46,6 +48,7 @@ class Evaluator(ABC):
     every: int
     plan: str
     monitor: str
+    better: Better
     batch_size: int
     warn_after: int
     stop_after: int | None
@@ -66,6 +69,7 @@ class NoEvaluator(Evaluator):
     every = 2**62
     plan = "none (evaluator=none)"
     monitor = "none"
+    better: Better = "lower"
     batch_size = 100
     warn_after = 2**62
     stop_after = None
@@ -81,25 +85,27 @@ class NoEvaluator(Evaluator):
 
 
 class FeatureEvaluator(Evaluator):
-    """Fréchet and kernel distance, the Inception Score where the logits fit, and on demand what they hide.
+    """Scores by metrics of the table: FID, KID, and the Inception Score where the extractor has logits, or those named.
 
     Args:
         extractor: images to features.
         images: the real images of the training.
         final_images: gives the real images that the final evaluation compares with.
+        table: all metrics, `cifargan.registry.METRICS`.
         every: training steps between evaluations, at least 1.
         samples: generated images an evaluation, at least 2, and 10 for an Inception Score. Scores of different sizes
             are never compared: FID falls with it.
         final_samples: generated images of the evaluation after training; 0 for none.
         full: whether precision, recall, density, coverage and the classes' own distances are computed too.
+        metrics: keys of the table in place of these; the first decides which checkpoint is the best. null: see `full`.
         batch_size: images that the extractor looks at together; it changes speed and memory alone.
         warn_after: evaluations in a row that may get worse before a warning.
         stop_after: evaluations without a new best after which training ends; null: never.
-        target: the score, lower is better, at which training ends; null: none.
+        target: the score at which training ends; null: none.
         device: where the features are computed.
 
     Raises:
-        UserError: a number is out of range, or there is but one real image.
+        UserError: a number is out of range, a metric cannot be computed, or there is only one real image.
     """
 
     def __init__(
@@ -108,20 +114,31 @@ class FeatureEvaluator(Evaluator):
         extractor: FeatureExtractor,
         images: ImageSet,
         final_images: Callable[[], list[ImageSet]],
+        table: Mapping[str, Metric],
         every: int,
         samples: int,
         final_samples: int = 50_000,
         full: bool = False,
+        metrics: list[str] | None = None,
         batch_size: int = 100,
         warn_after: int = 3,
         stop_after: int | None = None,
         target: float | None = None,
         device: torch.device,
     ) -> None:
+        self.chosen = metrics is not None
+        defaults = [name for name in (FULL if full else QUICK) if name != "is" or extractor.has_logits]
+        where = f"evaluator.metrics=[{','.join(metrics or [])}]"
+        self.metrics = choose(table, defaults if metrics is None else metrics, extractor, where=where)
+        first = metrics[0] if metrics else "fid"
+        if first not in self.metrics or not self.metrics[first].needs.isdisjoint({"classes", "classifier"}):
+            raise UserError(f"{where}: begin with a metric of all classes, by which the best checkpoint is kept")
+        monitored = self.metrics[first]
+        arguments = {name for metric in self.metrics.values() for name in metric.arguments}
         least, why = 2, ""
-        if extractor.has_logits:
+        if "inception_score" in arguments:
             least, why = IS_SPLITS, " for an Inception Score"
-        elif full:
+        elif "manifold" in arguments:
             least, why = NEIGHBOURS + 1, " for precision and recall"
         for name, value, lowest, reason in (
             ("every", every, 1, ""),
@@ -141,7 +158,6 @@ class FeatureEvaluator(Evaluator):
         self.every = every
         self.samples = samples
         self.final_samples = final_samples
-        self.full = full
         self.batch_size = batch_size
         self.warn_after = warn_after
         self.stop_after = stop_after
@@ -149,9 +165,11 @@ class FeatureEvaluator(Evaluator):
         self.device = device
         self.reference = self._reference(images)
         last = f"{final_samples:,} at the end" if final_samples else "none at the end"
-        detailed = ", with details" if full else ""
+        detailed = f", {', '.join(metrics)}" if metrics else ", with details" if full else ""
         self.plan = f"{extractor.name}{detailed}: {samples:,} samples every {every:,} steps, {last}"
-        self.monitor = f"{extractor.distance_name}_n{samples}_{self.reference.card.split}"
+        self.better = monitored.better
+        split = f"_{self.reference.card.split}" if monitored.compares else ""
+        self.monitor = f"{monitored.recorded(first, extractor.suffix)}_n{monitored.looks_at(samples)}{split}"
 
     def evaluate(self, sampler: Sampler, *, step: int, stop: Stop = never) -> list[Record]:
         """Score `samples` images, never truncated and always from the same latents, against the training images."""
@@ -187,17 +205,22 @@ class FeatureEvaluator(Evaluator):
         seen = self._seen(sampler, n, stop)
 
         def records() -> list[Record]:
-            measurement = Measurement(n, self.extractor, device=self.device, keep_images=1)
+            needs = {name for metric in self.metrics.values() for name in metric.needs}
+            measurement = Measurement(
+                n,
+                self.extractor,
+                device=self.device,
+                keep_images=MANIFOLD_SAMPLES if "fake_images" in needs else 1,
+                keep_logits="fake_logits" in needs,
+            )
             for batch in seen:
                 measurement.add(batch)
             fake = measurement.result(LABEL)
-            records = own_scores(fake, self.extractor, protocol)
-            for reference in references():
-                comparison = fake, reference, self.extractor, protocol
-                records += distances(*comparison, device=self.device)
-                if self.full:
-                    records += details(*comparison, device=self.device, labelled=bool(sampler.classes))
-            return records
+            found = []
+            for reference in (None, *references()):
+                inputs = Inputs(fake, reference, classes=sampler.classes, device=self.device)
+                found += score(inputs, self.metrics, self.extractor, protocol, strict=self.chosen)
+            return found
 
         return on_rank_zero(records)
 

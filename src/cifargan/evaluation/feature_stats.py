@@ -30,6 +30,7 @@ class Measured:
         inception_score: mean and deviation over the splits; None from an extractor without fitting logits, or where
             there are fewer images than splits.
         images: the first of the images themselves, (M, 3, H, W) uint8 on the CPU, M at most what was asked for.
+        logits: (N, K) float32 on the CPU; None where they were not asked for, or the extractor has none.
     """
 
     features: Tensor
@@ -37,6 +38,7 @@ class Measured:
     gaussian: Gaussian
     inception_score: tuple[float, float] | None
     images: Tensor
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -67,9 +69,18 @@ class Measurement:
         extractor: where the features come from.
         device: where it runs.
         keep_images: how many of the first images to keep.
+        keep_logits: whether to keep the logits.
     """
 
-    def __init__(self, total: int, extractor: FeatureExtractor, *, device: torch.device, keep_images: int = 0) -> None:
+    def __init__(
+        self,
+        total: int,
+        extractor: FeatureExtractor,
+        *,
+        device: torch.device,
+        keep_images: int = 0,
+        keep_logits: bool = False,
+    ) -> None:
         # Copied into without waiting: the device goes on with the next batch.
         pinned = device.type == "cuda"
         self.total = total
@@ -81,6 +92,8 @@ class Measurement:
         splits = extractor.has_logits and total >= IS_SPLITS
         self._classes = InceptionScoreSums(total, device=device) if splits else None
         self._kept: list[Tensor] = []
+        self.keep_logits = keep_logits
+        self._logits: list[Tensor] = []
 
     def add(self, seen: Seen) -> None:
         """Add the next batch."""
@@ -90,6 +103,8 @@ class Measurement:
         self._sums.update(seen.features)
         if self._classes is not None and seen.logits is not None:
             self._classes.update(seen.logits)
+        if self.keep_logits and seen.logits is not None:
+            self._logits.append(seen.logits.cpu())
         if self.done < self.keep_images:
             self._kept.append(seen.images[: self.keep_images - self.done].cpu())
         self.done = part.stop
@@ -116,6 +131,7 @@ class Measurement:
             gaussian=gaussian,
             inception_score=score,
             images=torch.cat(self._kept) if self._kept else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+            logits=torch.cat(self._logits) if self._logits else None,
         )
 
 
@@ -127,6 +143,7 @@ def measure(
     device: torch.device,
     label: str,
     keep_images: int = 0,
+    keep_logits: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Measured:
     """Look at images once.
@@ -138,13 +155,14 @@ def measure(
         device: where it runs.
         label: what is being done, for the progress bar.
         keep_images: how many of the first images to keep.
+        keep_logits: whether to keep the logits.
         stop: asked after each batch; True ends the pass.
 
     Raises:
         UserError: the features are not finite, or there are fewer than two images.
         StoppedError: `stop` said so.
     """
-    measurement = Measurement(total, extractor, device=device, keep_images=keep_images)
+    measurement = Measurement(total, extractor, device=device, keep_images=keep_images, keep_logits=keep_logits)
     for seen in look(batches, total, extractor, device=device, label=label, stop=stop):
         measurement.add(seen)
     return measurement.result(label)

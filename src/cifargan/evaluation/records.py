@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cifargan.errors import UserError
 from cifargan.files import write_json
 
 Value = str | float | int | None
+Better = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ class Record:
     Attributes:
         metric: `fid`, `kid`, `is`, `precision`, ...; in another feature space with its suffix, `fd_lite0_64`.
         value: the score; NaN never, since what cannot be computed raises.
+        better: whether a low or a high score is good.
+        kind: the metric's key in `cifargan.registry.METRICS`; empty for what no single metric gives.
         spread: what is given after the plus-minus sign; None where there is none.
         spread_over: what the spread is the population deviation over.
         n: images that this score is of: those of one class, or those that the manifold metrics look at.
@@ -93,6 +96,8 @@ class Record:
     value: float
     n: int
     protocol: Protocol
+    better: Better = "lower"
+    kind: str = ""
     spread: float | None = None
     spread_over: str | None = None
     class_name: str | None = None

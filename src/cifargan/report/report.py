@@ -178,11 +178,13 @@ def _means(points: Sequence[Point], together: int) -> list[Point]:
 def _score_charts(runs: Sequence[RunSummary], labels: Sequence[str]) -> list[Chart]:
     """Each metric over the steps, distances first; and each distance against recall, a point for each truncation."""
     over_steps: dict[tuple[str, str], dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    better: dict[tuple[str, str], str] = {}
     trade_offs: dict[tuple[str, str, str], dict[int, dict[float, Point]]] = defaultdict(lambda: defaultdict(dict))
     for i, run in enumerate(runs):
         for score in run.history:
             if score.protocol.step is not None:
                 over_steps[score.group][i].append((float(score.protocol.step), score.value))
+                better[score.group] = score.better
         recalls = {_pass(score): score for score in run.scores if score.metric.startswith("recall")}
         for score in run.scores:
             recall = recalls.get(_pass(score))
@@ -197,7 +199,8 @@ def _score_charts(runs: Sequence[RunSummary], labels: Sequence[str]) -> list[Cha
     ):
         if max(map(len, curves.values())) > 1:
             lines = [Line(label=labels[i], points=points, style=i) for i, points in curves.items()]
-            charts.append(chart(lines, title=f"{metric} in training", x="step", y="score", note=conditions))
+            y = f"score ({better[metric, conditions]} is better)"
+            charts.append(chart(lines, title=f"{metric} in training", x="step", y=y, note=conditions))
     for (distance, recall_name, conditions), passes in sorted(trade_offs.items()):
         lines = []
         for i, points in passes.items():

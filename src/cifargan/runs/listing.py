@@ -44,10 +44,10 @@ class Footnotes:
         return self.letters[score.group]
 
     def order(self, score: Record | None) -> tuple[float, float]:
-        """Sorts by protocol, then by value; no score comes last."""
+        """Sorts by protocol, then the best value first; no score comes last."""
         if score is None:
             return float("inf"), 0.0
-        return list(self.letters).index(score.group), score.value
+        return list(self.letters).index(score.group), score.value if score.better == "lower" else -score.value
 
     def lines(self) -> list[tuple[str, str]]:
         """Letter and text of every protocol."""

@@ -151,6 +151,7 @@ def record_from(flat: Mapping[str, Any]) -> Record | None:
     reference = _fields(ReferenceCard, flat, "reference_")
     return Record(
         **own | {"class_name": own["class_name"] or None},
+        better="higher" if flat.get("better") == "higher" else "lower",
         protocol=Protocol(**protocol),
         reference=ReferenceCard(**reference) if reference["name"] else None,
     )
@@ -250,7 +251,7 @@ def summary_of(directory: Path) -> RunSummary:
         device=text(newest.get("device")),
         images_per_s=statistics.median(speeds[-LOG_POINTS:]) if speeds else None,
         overrides=overrides_of(run),
-        best=_best(history),
+        best=_best(history, setting(config, "evaluator.metrics")),
         scores=tuple(score for score in final if score.class_name is None),
         history=tuple(history),
         class_scores=tuple(score for score in final if score.class_name is not None),
@@ -280,12 +281,19 @@ def _scores(directory: RunDirectory, config: DictConfig, *, finished: bool) -> t
     return sorted(history, key=lambda score: score.protocol.step or 0), final
 
 
-def _best(history: Sequence[Record]) -> Record | None:
-    """The lowest distance among the evaluations of the same kind as the last one."""
-    distances = [score for score in history if is_distance(score.metric)]
-    if not distances:
+def _best(history: Sequence[Record], metrics: Any) -> Record | None:
+    """The best monitored score among the evaluations of the same kind as the last one.
+
+    Args:
+        history: scores in the order of steps.
+        metrics: `evaluator.metrics`, of which the first is monitored; None: a distance is.
+    """
+    first = metrics[0] if isinstance(metrics, Sequence) and metrics else None
+    watched = [score for score in history if (score.kind == first if first else is_distance(score.metric))]
+    if not watched:
         return None
     # Scores against the training images come first in an evaluation; they are the monitored ones.
-    latest = next(score for score in distances if score.protocol.step == distances[-1].protocol.step)
-    best = min((score for score in distances if score.group == latest.group), key=lambda score: score.value)
-    return replace(best, protocol=replace(best.protocol, checkpoint="lowest-scoring"))
+    latest = next(score for score in watched if score.protocol.step == watched[-1].protocol.step)
+    alike = [score for score in watched if score.group == latest.group]
+    best = (min if latest.better == "lower" else max)(alike, key=lambda score: score.value)
+    return replace(best, protocol=replace(best.protocol, checkpoint="best-scoring"))

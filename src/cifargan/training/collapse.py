@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cifargan.evaluation.records import Record
+from cifargan.evaluation.records import Better, Record
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,19 @@ class ScoreWatch:
         warn_after: evaluations in a row that may get worse before it warns.
         stop_after: evaluations without a new best after which it gives up; None: never.
         target: the score that is good enough; None: none is.
+        better: whether a low or a high score is good.
     """
 
-    def __init__(self, *, warn_after: int, stop_after: int | None, target: float | None = None) -> None:
+    def __init__(
+        self, *, warn_after: int, stop_after: int | None, target: float | None = None, better: Better = "lower"
+    ) -> None:
         self.warn_after = warn_after
         self.stop_after = stop_after
         self.target = target
         self.best: float | None = None
         self.best_step: int | None = None
-        self.last = math.inf
+        self.sign = 1 if better == "lower" else -1  # times a score: lower is better
+        self.last = self.sign * math.inf
         self.worse = 0
         self.since_best = 0
         self.once_fine: list[str] = []
@@ -122,18 +126,18 @@ class ScoreWatch:
     @property
     def reached(self) -> bool:
         """Whether the best score is as good as the target."""
-        return self.target is not None and self.best is not None and self.best <= self.target
+        return self.target is not None and self.best is not None and self.sign * (self.best - self.target) <= 0
 
     def _too_long(self, since_best: int) -> bool:
         return self.stop_after is not None and since_best >= self.stop_after
 
     def look(self, score: float, step: int) -> bool:
-        """Take a new score, lower is better; whether it is the best so far."""
+        """Take a new score; whether it is the best so far."""
         if not math.isfinite(score):
             return False
-        self.worse = self.worse + 1 if score > self.last else 0
+        self.worse = self.worse + 1 if self.sign * (score - self.last) > 0 else 0
         self.last = score
-        if self.best is None or score < self.best:
+        if self.best is None or self.sign * (score - self.best) < 0:
             self.best, self.best_step, self.since_best = score, step, 0
             if self.reached:
                 log.info("step %d: %.4g has reached evaluator.target=%s: training ends", step, score, self.target)
@@ -141,8 +145,8 @@ class ScoreWatch:
         self.since_best += 1
         if self.worse == self.warn_after:
             log.warning(
-                "step %d: the score has risen for %d evaluations in a row, from the best %.4g at step %s to %.4g: the run "
-                "is getting worse, and may be collapsing. Its best checkpoint is kept; lower learning rates, "
+                "step %d: the score has got worse for %d evaluations in a row, from the best %.4g at step %s to %.4g: the run "
+                "may be collapsing. Its best checkpoint is kept; lower learning rates, "
                 "augment=diffaugment or regularizer=lecam help most often",
                 step,
                 self.worse,

@@ -58,7 +58,10 @@ class Scoring:
         self.pace = pace
         self.device = device
         self.watch = ScoreWatch(
-            warn_after=evaluator.warn_after, stop_after=evaluator.stop_after, target=evaluator.target
+            warn_after=evaluator.warn_after,
+            stop_after=evaluator.stop_after,
+            target=evaluator.target,
+            better=evaluator.better,
         )
 
     def score(self, step: int, stop: Stop) -> bool:

@@ -14,6 +14,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifargan.errors import UserError
+from cifargan.registry import METRICS, metric_of
 from cifargan.runs.directory import RunDirectory
 from cifargan.runs.lock import is_locked
 from cifargan.tuning.space import Space
@@ -21,8 +22,6 @@ from cifargan.tuning.space import Space
 log = logging.getLogger(__name__)
 
 STARTUP_TRIALS = 5  # that the median pruner lets run to their end
-LOWER = ("fid", "kid", "fd_", "kd_")
-HIGHER = ("is", "precision", "recall", "density", "coverage")
 PRUNERS = ("median", "hyperband", "none")
 INTERRUPTED = "interrupted"  # marks a trial that was not its settings' fault, and does not count
 
@@ -51,20 +50,19 @@ class Train(Protocol):
         """Train once."""
 
 
-def direction_of(objective: str | None) -> Literal["minimize", "maximize"]:
-    """Whether a metric is to be low or high, from its name.
+def direction_of(objective: str) -> Literal["minimize", "maximize"]:
+    """Whether a score is to be low or high, by the metric that its name begins with.
 
     Raises:
-        UserError: the name does not tell.
+        UserError: there is no such metric.
     """
-    if objective is None or objective.startswith(LOWER):
-        return "minimize"
-    if objective.split("_")[0] in HIGHER:
-        return "maximize"
-    raise UserError(
-        f"objective={objective}: no score of that name; they begin with {', '.join((*LOWER, *HIGHER))}, "
-        "and evaluation.json of a run has them all"
-    )
+    metric = metric_of(objective)
+    if metric is None:
+        raise UserError(
+            f"objective={objective}: no score of that name; they begin with {', '.join(METRICS)}, and evaluation.json "
+            "of a run has them all"
+        )
+    return "minimize" if metric.better == "lower" else "maximize"
 
 
 def pruner_of(name: str, *, every: int, steps: int) -> BasePruner:
@@ -89,6 +87,7 @@ class Study:
         directory: where the runs of the trials lie, a numbered folder each.
         space: what is searched.
         objective: the key of a score; None: the one by which a run's best checkpoint is kept.
+        direction: whether it is to be low or high.
         pruner: when to stop a trial.
 
     Raises:
@@ -96,7 +95,15 @@ class Study:
     """
 
     def __init__(
-        self, name: str, *, storage: str, directory: Path, space: Space, objective: str | None, pruner: BasePruner
+        self,
+        name: str,
+        *,
+        storage: str,
+        directory: Path,
+        space: Space,
+        objective: str | None,
+        direction: Literal["minimize", "maximize"] = "minimize",
+        pruner: BasePruner,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.directory = directory
@@ -105,7 +112,7 @@ class Study:
             self.study = optuna.create_study(
                 study_name=name,
                 storage=storage,
-                direction=direction_of(objective),
+                direction=direction,
                 pruner=pruner,
                 load_if_exists=True,
             )

@@ -119,7 +119,7 @@ class TestFeatures:
         extractor = DINOv2(weights=str(weights), model="small", device=CPU)
         content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
         assert extractor.weights_hash == content_hash
-        assert extractor.distance_name == f"fd_dinov2_vits14_{content_hash[:8]}"
+        assert extractor.suffix == f"_dinov2_vits14_{content_hash[:8]}"
         assert (extractor.name, extractor.dim, extractor.has_logits) == ("dinov2", DIM, False)
         assert (extractor.dtype, extractor.resize) == ("float32", "bicubic as Pillow's to 224")
         (message,) = caplog.messages

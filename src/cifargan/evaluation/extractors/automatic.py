@@ -31,9 +31,9 @@ def automatic(*, weights: str | None = None, resolution: int = 64, device: torch
         except UserError as other:
             raise UserError(f"evaluator=auto: {error}; and {other}") from other
         log.warning(
-            "no Inception here (%s): scoring with EfficientNet-Lite0 instead; its distances are no FID and go by another "
-            "name, %s",
+            "no Inception here (%s): scoring with EfficientNet-Lite0 instead; its distances are no FID, and are called "
+            "fd%s",
             error,
-            fallback.distance_name,
+            fallback.suffix,
         )
         return fallback

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cifargan.errors import UserError
 from cifargan.evaluation.records import FeatureSpace
 
 
@@ -48,30 +49,24 @@ class FeatureExtractor(ABC):
     name: str
     suffix: str
     dim: int
-    has_logits: bool
+    has_logits: bool = False
     resize: str
     dtype: str = "float32"
     weights_hash: str
 
     @property
-    def distance_name(self) -> str:
-        """What a Fréchet distance in this space is called; only TF-ported Inception may say `fid`."""
-        return f"fd{self.suffix}" if self.suffix else "fid"
-
-    @property
-    def kernel_name(self) -> str:
-        """What a kernel distance in this space is called."""
-        return f"kd{self.suffix}" if self.suffix else "kid"
-
-    @property
-    def score_name(self) -> str:
-        """What an Inception Score of these logits is called."""
-        return f"is{self.suffix}"
-
-    @property
     def space(self) -> FeatureSpace:
         """What a record says of it."""
         return FeatureSpace(extractor=self.name, weights_hash=self.weights_hash, resize=self.resize, dtype=self.dtype)
+
+    def require_complete(self) -> None:
+        """Check that a class of a user's own sets every attribute.
+
+        Raises:
+            UserError: it does not.
+        """
+        if missing := [key for key in FeatureExtractor.__annotations__ if getattr(self, key, None) is None]:
+            raise UserError(f"feature extractor {type(self).__name__} does not set {', '.join(missing)}")
 
     def extract(self, images: Tensor) -> Features:
         """Look at images, in full float32 unless `dtype` says otherwise.
