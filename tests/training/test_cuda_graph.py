@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cifargan.objectives.augment import DiffAugment
-from cifargan.objectives.penalties import LeCam
-from cifargan.training.cuda_graph import WARM_UP, CapturedSteps, Kind
+from cifargan.objectives.penalties import R1, LeCam
+from cifargan.training.cuda_graph import MAX_KINDS, WARM_UP, CapturedSteps, Kind
 from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.speed import Switches
@@ -157,6 +157,33 @@ def test_a_recording_that_fails_or_differs_is_not_used_and_training_goes_on_as_w
     (line,) = [record.getMessage() for record in caplog.records]
     assert reason in line
     assert "\n" not in line
+
+
+def test_each_kind_of_iteration_is_captured_once_and_rare_kinds_stay_eager(
+    new_gan: GANMaker, differences: Callable[[object, object], list[str]]
+) -> None:
+    def penalised() -> GANStep:
+        intervals = {f"every_{k}": R1(gamma=0.1, interval=k) for k in (2, 3, 5)}
+        return new_gan(optimizer=adam, penalties=intervals, ema={"decay": 0.9})
+
+    plain, gan = penalised(), penalised()
+    captured: list[Kind] = []
+
+    class Kinds(StandIn):
+        def capture(self, kind: Kind) -> Replay:
+            captured.append(kind)
+            return partial(gan.iteration, kind)
+
+    gan.run = Kinds(gan.iteration, tensors=gan.tensors, generators=[gan.stream.generator], device=gan.device)
+    for each in (plain, gan):
+        torch.manual_seed(5)
+        for _ in range(100):
+            each.iterate()
+    assert differences(gan.state(), plain.state()) == []
+    assert len(captured) == len(set(captured)) == MAX_KINDS
+    # 22, 14 and 7 of 30 iterations; all three penalties at once come every 30th.
+    assert {frozenset(), frozenset({"every_2"}), frozenset({"every_3"})} <= set(captured)
+    assert frozenset({"every_2", "every_3", "every_5"}) not in captured
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -20,8 +20,8 @@ from cifargan.models.spectral import SpectralNorm, trained_weight
 from cifargan.objectives.augment import DiffAugment
 from cifargan.objectives.base import Augment, Judgement, Penalty
 from cifargan.objectives.classification import D2DCE, CrossEntropy
-from cifargan.objectives.losses import BCELoss, WassersteinLoss
-from cifargan.objectives.penalties import LeCam
+from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
+from cifargan.objectives.penalties import R1, LeCam
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import PrecisionName
 from cifargan.training.running import RunningMeans
@@ -174,6 +174,24 @@ def test_clipping_comes_after_every_update_of_the_critic(new_gan: GANMaker) -> N
 
 
 # Who moves
+
+
+def test_a_loss_of_pairs_takes_a_real_batch_in_each_step_and_gives_the_fakes_its_labels(new_gan: GANMaker) -> None:
+    gan = new_gan(loss=RelativisticLoss(), d_steps=2, discriminator=NORMALISED_D)
+    labels: list[Tensor] = []
+    gan.generator.register_forward_hook(lambda module, args, output: labels.append(args[1]))
+    taken: list[Tensor] = []
+    take = gan.stream.take
+
+    def spied() -> tuple[Tensor, Tensor]:
+        x, y = take()
+        taken.append(y)
+        return x, y
+
+    gan.stream.take = spied  # type: ignore[method-assign]
+    gan.iterate()
+    assert gan.stream.images_seen == 3 * 8
+    assert [y.tolist() for y in labels] == [y.tolist() for y in taken]
 
 
 @pytest.mark.parametrize("d_steps", [1, 3])
@@ -335,21 +353,38 @@ def fix_inputs(gan: GANStep, monkeypatch: pytest.MonkeyPatch, images: tuple[Tens
     size = gan.schedule.micro_batch
     latents = FixedStream(z, y, size)
     monkeypatch.setattr(gan, "stream", FixedStream(*images, size))
-    monkeypatch.setattr(gan, "_latents", lambda *_: latents.take())
+
+    def taken(n: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, y = latents.take()
+        return z, y if labels is None else labels
+
+    monkeypatch.setattr(gan, "_latents", taken)
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {
+            "loss": BCELoss(),
+            "classification": CrossEntropy(),
+            "discriminator": partial(NORMALISED_D, head=AuxiliaryHead),
+        },
+        {"loss": HingeLoss(), "penalties": {"r1": R1(gamma=0.1, interval=2)}},
+        {"loss": RelativisticLoss(gamma=0.1)},
+    ],
+    ids=["class term", "r1", "rpgan"],
+)
 def test_micro_batches_give_the_update_of_the_whole_batch(
-    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch, accumulate: int
+    new_gan: GANMaker, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any], accumulate: int
 ) -> None:
     settings: dict[str, Any] = {
         "generator": NORMALISED_G,
-        "discriminator": partial(NORMALISED_D, head=AuxiliaryHead),
-        "loss": BCELoss(),
-        "classification": CrossEntropy(),
+        "discriminator": NORMALISED_D,
         "optimizer": DESCENT,
         "d_lr": 1.0,
         "g_lr": 1.0,
+        **objective,
     }
     whole, parts = new_gan(**settings), new_gan(**settings, accumulate=accumulate)
     images = whole.stream.next()
@@ -443,6 +478,8 @@ def refuse(*args: Any, **kwargs: Any) -> None:
             {"discriminator": partial(BATCH_NORM_D, dropout=0.3, label_map=True), "loss": BCELoss()}, id="dcgan"
         ),
         pytest.param({"loss": WassersteinLoss(), "optimizer": rmsprop}, id="wasserstein"),
+        pytest.param({"loss": WassersteinGPLoss(interval=2)}, id="wgan_gp"),
+        pytest.param({"loss": RelativisticLoss()}, id="rpgan"),
     ],
 )
 def test_a_round_never_waits_for_the_device(
