@@ -31,12 +31,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from cifargan.build import build_trainer
 from cifargan.cli import main
-from cifargan.config import build_data, plain
+from cifargan.config import build_data, parse, plain
 from cifargan.data.sources import ImageSet
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
-from cifargan.train import build_trainer
 from cifargan.training.interruption import HANGUPS, put_back
 from cifargan.training.trainer import Trainer
 
@@ -218,7 +218,7 @@ def trainer_for(
         overrides = ("data=digits", "data.splits=[test]", "trainer.batch_size=4", *overrides)
         config = composed(*overrides, *narrowed(composed(*overrides)))
         benchmark = torch.backends.cudnn.benchmark
-        trainer = build_trainer(config, RunDirectory(tmp_path))
+        trainer = build_trainer(parse(config), RunDirectory(tmp_path))
         with trainer.tracker:
             yield trainer
         torch.backends.cudnn.benchmark = benchmark

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from cifargan.errors import UserError
-from cifargan.resume import _merged, overrides_of, with_resume
+from cifargan.resume import merge, overrides_of, with_resume
 
 
 def keep(directory: Path, *overrides: str, folder: str = ".hydra") -> None:
@@ -148,13 +148,13 @@ def test_a_setting_is_the_runs_own_unless_it_is_given_now(
     then: Any, today: Any, asked: Any, result: Any, told: list[str]
 ) -> None:
     changes: list[str] = []
-    assert _merged(then, today, asked, changes, "x") == result
+    assert merge(then, today, asked, changes, "x") == result
     assert changes == told
 
 
 def test_what_belongs_to_the_machine_is_todays() -> None:
     then, today = {"device": "cuda:3", "seed": 1}, {"device": "auto", "seed": 0}
-    assert _merged(then, today, today, []) == {"device": "auto", "seed": 1}
+    assert merge(then, today, today, []) == {"device": "auto", "seed": 1}
 
 
 def test_a_run_does_not_change_because_its_configs_have(

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifargan import progress
 from cifargan.compose import key_of
-from cifargan.config import parse
 from cifargan.device import select_device
 from cifargan.distributed import is_launched, is_rank_zero, mark_met_by_all, on_rank_zero, process_group, world_size
 from cifargan.errors import UserError, is_met_by_all, is_reported_elsewhere
@@ -28,7 +27,6 @@ from cifargan.run_log import RunLog
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.interruption import HANGUPS, InterruptedRunError, caught_by, end_at_next, put_back
 from cifargan.training.recovery import DivergedError
-from cifargan.training.trainer import Result
 
 
 class ProcessEndedError(UserError):
@@ -36,7 +34,7 @@ class ProcessEndedError(UserError):
 
 
 # Trains in this process: a configuration, a run directory, the run's overrides, the command line, the run's log.
-Train = Callable[[DictConfig, RunDirectory, list[str], list[str], RunLog], Result]
+Train = Callable[[DictConfig, RunDirectory, list[str], list[str], RunLog], Any]
 
 
 def is_restarted() -> bool:
@@ -86,14 +84,13 @@ def quiet_others() -> None:
 
 def train_in_processes(
     config: DictConfig, directory: RunDirectory, overrides: list[str], command: list[str], run_log: RunLog, train: Train
-) -> Result:
+) -> Any:
     """Train in `trainer.devices` processes of this machine.
 
     Raises:
         UserError: there are not as many devices; or as in one process.
     """
     n = config.trainer.devices
-    parse(config)
     device = select_device(config.device)
     if device.type == "cuda":
         import torch
@@ -117,14 +114,12 @@ def train_in_processes(
         # The first process had the words, but the parent has the last one.
         step = directory.status().get("step", 0)
         raise InterruptedRunError(error.signal, f"stopped at step {step}; {error}") from None
-    if isinstance(outcome, Result):
-        return outcome
-    raise outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def worker(
-    settings: dict[str, Any], path: str, overrides: list[str], command: list[str], train: Train
-) -> Result | Exception:
+def worker(settings: dict[str, Any], path: str, overrides: list[str], command: list[str], train: Train) -> Any:
     """One of the processes. An error that all of them know of is what it returns; any other ends it."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     directory = RunDirectory(Path(path))
@@ -259,4 +254,4 @@ def handing_on() -> Iterator[list[int]]:
 
 
 def _stopped(run: Path) -> str:
-    return f"go on with: cifargan train resume={run}"
+    return f"resume with: cifargan train resume={run}"

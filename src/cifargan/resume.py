@@ -1,83 +1,74 @@
-"""What a run that is gone on with was told, and what it is told now."""
+"""Resume a run: which run is meant, which settings it keeps, and where it continues."""
 
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.compose import key_of, value_of
+from cifargan.compose import compose, key_of, quoted, value_of
 from cifargan.config import plain
+from cifargan.config_files import groups
 from cifargan.errors import UserError
-from cifargan.explain import groups
+from cifargan.runs.checkpoint import CheckpointStore, State
 from cifargan.runs.directory import RunDirectory, all_runs, find_run
+from cifargan.runs.networks import describe
 from cifargan.runs.read import config_in
-from cifargan.schema import shown
+from cifargan.schema import REFERENCE, shown
 from cifargan.untrusted import plain_yaml, readable, refusing, require_no_pipes
 
-# What a file may say: a setting or a group, and no option; a group's choice, and no path to a config of its own.
+# What a file may hold: a setting or a group, and no option; a group's choice, and no path to another config.
 OVERRIDE = re.compile(r"(\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/:-]*)(=(?P<value>.*))?", re.DOTALL)
 CHOICE = re.compile(r"[\w-]+(/[\w-]+)*|\[([\w-]+(, ?[\w-]+)*)?\]")
-RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 MAX_FILE = 100_000  # bytes
-MAX_REFERENCES = 8  # each can double a text
 
-MACHINE = ("device", "output_root", "resume")  # settings that belong to the machine, or to the moment
-NAMED = 5  # settings that a line tells of
+MACHINE = ("device", "output_root", "resume")  # settings of the machine or the moment: a run does not keep them
+NAMED = 5  # at most so many settings in one line
 
 log = logging.getLogger(__name__)
 
 
 def with_resume(overrides: list[str], *, sweep: bool) -> list[str]:
-    """Replay a run's own overrides where `resume=RUN` asks for it; those given now win.
+    """Where `resume=RUN` is given, put the run's own overrides before those given now, which win.
 
-    `resume=latest` is what a job script can say each time: where there is no run yet, it starts one.
+    With `resume=latest` a new run starts where there is none yet, so a job script can always say it.
 
     Raises:
-        UserError: there is no such run, or its overrides are none that a run of ours keeps.
+        UserError: there is no such run, or its overrides are refused.
     """
     now = [override for override in overrides if key_of(override) != "resume"]
     asked = [value_of(override) for override in overrides if key_of(override) == "resume"]
     if not asked or asked[-1] in ("", "null"):
         return now
     if sweep:
-        raise UserError("resume= goes on with one run; it does not go with -m")
+        raise UserError("resume= resumes one run; it does not go with -m")
     root = Path(next((value_of(o) for o in reversed(overrides) if key_of(o) == "output_root"), "outputs"))
     directory = _latest(now, root) if asked[-1] == "latest" else find_run(asked[-1], root)
     if directory is None:
         return now
     require_no_pipes(directory.path)
-    given = {key_of(override) for override in now} | {"hydra.run.dir"}
-    replayed = [override for override in overrides_of(directory.path) if key_of(override) not in given]
-    own = [override for override in now if key_of(override) != "hydra.run.dir"]
-    for override in replayed:
-        if RESOLVER.search(override):
-            raise UserError(
-                f"{readable(override)} is in the overrides of {readable(str(directory.path))} and reads this machine: "
-                "give its value on the command line"
-            )
     where = str(directory.path)
-    if "${" in where or "\\" in where:
-        raise UserError(
-            f"{where}: no run can be gone on with in a folder with ${{ or a backslash in its name: rename it"
-        )
-    where = where.replace("'", "\\'")
-    return [*replayed, *own, f"resume='{where}'", f"hydra.run.dir='{where}'"]
+    if REFERENCE in where or "\\" in where:
+        raise UserError(f"{where}: a run in a folder with ${{ or a backslash in its name cannot be resumed: rename it")
+    given = {key_of(override) for override in now} | {"hydra.run.dir"}
+    # A value that refers to others is not looked up again: `keep_settings` keeps what it was.
+    replayed = [o for o in overrides_of(directory.path) if key_of(o) not in given and REFERENCE not in o]
+    own = [override for override in now if key_of(override) != "hydra.run.dir"]
+    return [*replayed, *own, f"resume={quoted(where)}", f"hydra.run.dir={quoted(where)}"]
 
 
 def _latest(now: list[str], root: Path) -> RunDirectory | None:
-    """The newest run that is the one meant by these overrides; None where there is no run yet.
+    """The newest run that these overrides can mean; None where there is no run yet.
 
-    That is the run in `hydra.run.dir`, if that is given. Otherwise what chooses a recipe, a name or a seed must be what
-    the run was started with: two jobs in one folder must not go on with each other's runs.
+    That is the run in `hydra.run.dir`, if it is given. Otherwise groups, name, seed and init must be those that the run
+    was started with: two jobs with one `output_root` must not resume each other's runs.
 
     Raises:
         UserError: there are runs, but of other recipes.
     """
     fixed = [value_of(override) for override in now if key_of(override) == "hydra.run.dir"]
-    if fixed and "${" not in fixed[-1]:
+    if fixed and REFERENCE not in fixed[-1]:
         directory = RunDirectory(Path(fixed[-1]))
         return directory if directory.holds_a_run() else None
     runs = all_runs(root)
@@ -90,39 +81,39 @@ def _latest(now: list[str], root: Path) -> RunDirectory | None:
         return None
     wanted = " ".join(f"{key}={value}" for key, value in identity.items())
     raise UserError(
-        f"resume=latest: no run under {root} was started with {wanted}, and the newest is {runs[-1].path}: name the one "
-        "to go on with, start this one without resume=latest, or give it a folder of its own by output_root="
+        f"resume=latest: no run under {root} was started with {wanted}, and the newest is {runs[-1].path}: name the run "
+        "to resume, start this one without resume=latest, or give it a folder of its own by output_root="
     )
 
 
 def overrides_of(directory: Path) -> list[str]:
-    """The overrides that a run was last started with: those in `.hydra`, or in the `.hydra_N` of its last resumption.
+    """The overrides that a run was last started with, as they are written. Its folder may come from anyone.
 
     Raises:
-        UserError: they are missing, or would set what no run of ours keeps.
+        UserError: they are missing, or set what `cifargan train` does not write there.
     """
-    # Not resolved: an interpolation is Hydra's to resolve, in the configuration.
     file = _last_start(directory) / "overrides.yaml"
-    overrides = _listed(file)
+    with refusing(f"{readable(str(file))} is damaged or not of cifargan: start a new run"):
+        if file.stat().st_size > MAX_FILE:
+            raise ValueError("no command line is that long")
+        overrides = plain_yaml(file.read_text(encoding="utf-8"), brackets=1)  # an empty list is written []
+        if not isinstance(overrides, list) or not all(isinstance(line, str) for line in overrides):
+            raise TypeError("expected a list of strings")
     for override in overrides:
-        shown = f"{readable(str(file))} sets {readable(override)}"
+        line = f"{readable(str(file))} sets {readable(override)}"
         match = OVERRIDE.fullmatch(override)
         if match is None:
-            raise UserError(f"{shown}: that is no setting, remove that line")
-        # A folder that somebody was sent must not be able to run code, and Hydra's own settings can.
-        if "hydra" in match["key"].lower():
-            raise UserError(f"{shown}: Hydra's own settings are not replayed, remove that line")
+            raise UserError(f"{line}: not a setting, remove that line")
+        if "hydra" in match["key"].lower():  # Hydra's own settings can run code
+            raise UserError(f"{line}: Hydra's own settings are not replayed, remove that line")
         chooses = "/" in match["key"] or "@" in match["key"] or match["key"] in groups()
-        if chooses and not CHOICE.fullmatch(match["value"] or "null"):
-            # A path would bring a config from anywhere, with settings of Hydra's in it.
-            raise UserError(f"{shown}: a group is chosen by a name, remove that line")
-    if sum(override.count("${") for override in overrides) > MAX_REFERENCES:
-        raise UserError(f"{readable(str(file))} refers to more than {MAX_REFERENCES} settings: write their values")
+        if chooses and not CHOICE.fullmatch(match["value"] or "null"):  # a path may lead to Hydra's own settings
+            raise UserError(f"{line}: a group is chosen by a name, remove that line")
     return overrides
 
 
 def _last_start(directory: Path) -> Path:
-    """The folder of the start that is gone on from.
+    """The folder with the settings of the last start: `.hydra`, or `.hydra_N` of the last resumption.
 
     Raises:
         UserError: there is none.
@@ -135,77 +126,98 @@ def _last_start(directory: Path) -> Path:
     raise UserError(f"{directory} has no .hydra/overrides.yaml, so its settings are not known: start a new run")
 
 
-def _listed(file: Path) -> list[str]:
-    """The lines of an overrides.yaml.
-
-    Raises:
-        UserError: it is no list of texts, or damaged.
-    """
-    with refusing(f"{readable(str(file))} is damaged or none of ours: start a new run"):
-        if file.stat().st_size > MAX_FILE:
-            raise ValueError("no command line is that long")
-        # Ours is a list, which may be written [].
-        lines = plain_yaml(file.read_text(encoding="utf-8"), brackets=1)
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise TypeError("no list of texts")
-        return lines
-
-
 def keep_settings(config: DictConfig, directory: Path) -> DictConfig:
-    """What a run is gone on with: its own settings, and those that this command line sets.
-
-    Its overrides are replayed on the configs of today, whose defaults may be others than those that it began with, and a
-    run must not change because cifargan has. So wherever today's command line changes nothing, the run's own value stays.
+    """Keep a resumed run's own settings wherever the command line does not change them, also where defaults have changed.
 
     Args:
-        config: the resolved configuration that the replayed overrides and those given now compose to.
+        config: what the run's overrides and those given now compose to.
         directory: the run.
 
     Returns:
         The configuration to train with.
 
     Raises:
-        UserError: the run's configuration is damaged, or none of ours.
+        UserError: the run's configuration is damaged or not of cifargan.
     """
     start = _last_start(directory)
     if not (start / "config.yaml").is_file():
         return config
-    then = config_in(start)
-    today = plain(hydra.compose("train", overrides_of(directory)))
+    replayed = [override for override in overrides_of(directory) if REFERENCE not in override]
     changes: list[str] = []
-    kept: dict[str, Any] = _merged(plain(then), today, plain(config), changes)
+    kept: dict[str, Any] = merge(plain(config_in(start)), plain(compose(replayed).config), plain(config), changes)
     if changes:
         more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-        log.info("the run keeps its settings where today's defaults are others: %s%s", ", ".join(changes[:NAMED]), more)
+        log.info("the run keeps its settings where defaults have changed: %s%s", ", ".join(changes[:NAMED]), more)
     return OmegaConf.create(kept)
 
 
-def _merged(then: Any, today: Any, asked: Any, changes: list[str], where: str = "") -> Any:
-    """Go through three versions of a setting, or of a group of settings.
+def merge(then: Any, today: Any, asked: Any, changes: list[str], where: str = "") -> Any:
+    """Go through three versions of a setting or of a group of settings.
 
     Args:
         then: what the run had.
         today: what its overrides compose to today.
-        asked: what they compose to with those that are given now.
-        changes: gets a text for each value of the run's that is kept against today's.
+        asked: what they compose to together with those given now.
+        changes: gets a text for each value of the run that is kept against today's.
         where: the setting.
 
     Returns:
-        `asked` where it differs from `today`, or the run knows nothing of it; else `then`.
+        `asked` where it differs from `today` or the run does not know the setting; else `then`.
     """
-    if not (isinstance(then, dict) and isinstance(today, dict) and isinstance(asked, dict)):
+    if not all(isinstance(version, dict) for version in (then, today, asked)):
         if asked == today != then:
             changes.append(f"{where}={readable(shown(then))} ({readable(shown(today))} today)")
         return then if asked == today else asked
-    if today.get("name") != asked.get("name"):
-        return asked  # another thing altogether, which only happens to have settings of the same names
-    if where and then.get("name") != today.get("name"):
-        # The default is another thing today; of the run's, every setting is its own.
-        changes.append(f"{where}.name={readable(shown(then.get('name')))} ({readable(shown(today.get('name')))} today)")
+    own, default, chosen = (version.get("name") if where else None for version in (then, today, asked))
+    if chosen != default:
+        return asked  # another part, whose settings only have the same names
+    if own != default and asked == today:
+        changes.append(f"{where}.name={readable(shown(own))} ({readable(shown(default))} today)")
+    if own != default:
         return then if asked == today else asked
     merged = {}
     for key, value in asked.items():
         place = f"{where}.{key}" if where else key
         known = key in then and key in today and place not in MACHINE
-        merged[key] = _merged(then[key], today[key], value, changes, place) if known else value
+        merged[key] = merge(then[key], today[key], value, changes, place) if known else value
     return merged
+
+
+def newest_checkpoint(directory: RunDirectory, before: dict[str, Any]) -> tuple[Path, State] | None:
+    """The checkpoint to resume from and its state; None for a run that has not written any yet.
+
+    Raises:
+        UserError: checkpoints were written and none can be used: a new start would throw away what was trained.
+    """
+    store = CheckpointStore(directory.checkpoints)
+    if found := store.newest_whole():
+        describe(found[1], found[0])
+        return found
+    if damaged := store.steps():
+        names = ", ".join(path.name for path in damaged)
+        raise UserError(
+            f"every checkpoint of {directory.path} is damaged ({names}): put back a copy, or start a new run"
+        )
+    if before.get("status") in ("finished", "interrupted") and not before.get("died"):
+        raise UserError(
+            f"{directory.path} was trained to step {before.get('step')}, but its checkpoints are gone: put them back, "
+            "or start a new run"
+        )
+    return None
+
+
+def nothing_left(state: State, config: DictConfig, directory: RunDirectory, before: dict[str, Any]) -> str | None:
+    """Why a run has nothing left to train; None where it continues."""
+    step = int(state["step"])
+    if step >= config.trainer.steps:
+        if before.get("status") == "finished":
+            return f"is finished (step {step}): raise trainer.steps to continue"
+        # Its process ended after the last checkpoint and before it could say so.
+        directory.set_status("finished", step=step)
+        return f"is trained to its last step ({step}); its final scores: cifargan evaluate {directory.path}"
+    then = describe(state, directory.checkpoints).config
+    decides = ("evaluator.stop_after", "evaluator.target", "trainer.steps")
+    same = all(OmegaConf.select(then, key) == OmegaConf.select(config, key) for key in decides)
+    if same and before.get("stopped_early") and before.get("step") == step:
+        return f"has ended early (step {step}): change {' or '.join(decides)} to continue"
+    return None

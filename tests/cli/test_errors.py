@@ -62,13 +62,13 @@ def the_error(ran: CompletedProcess[str], *, alone: bool = True) -> str:
         ("train seed=-1", "seed=-1: must lie between 0 and"),
         ("train seed=1,2", "seed=1,2: several values are a sweep, which takes -m; a list is written seed=[1,2]"),
         ("train -m model=dcgan,bigan", "model=bigan: no such model; did you mean biggan"),
-        ("train -m resume=latest seed=1,2", "resume= goes on with one run; it does not go with -m"),
+        ("train -m resume=latest seed=1,2", "resume= resumes one run; it does not go with -m"),
         ("train trainer.steps", "cannot read the override trainer.steps: write it as key=value"),
         ("train trainer.steps=[1", "cannot read the override trainer.steps=[1: write it as key=value"),
         ("train --steps 5", "--steps: no such option; settings are written key=value, see cifargan train --help"),
         ("train --multirn", "--multirn: no such option; did you mean --multirun?"),
         ("train --cfg jb", "--cfg jb: choose from job, hydra, all"),
-        ("train -m seed=1,2 --cfg job", "-m sweeps, --cfg and --info only show"),
+        ("train -m seed=1,2 --cfg job", "-m sweeps, --cfg only shows"),
         ("train resume=nowhere", "there is no run at nowhere; there is none under outputs either"),
         ("train resume=latest trainer.stpes=3", "trainer.stpes: no such setting"),
         ("train device=gpu", "device=gpu: no such device; choose from auto, cuda, cuda:N, mps, cpu"),
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     ran = command("train", "resume=latest")
     assert ran.returncode == 0
     assert f"{newest} is damaged" in ran.stderr
-    assert f"going on from step 1 of {run}" in ran.stderr
+    assert f"resuming from step 1 of {run}" in ran.stderr
     assert load(newest)["step"] == 2
     assert newest.with_suffix(".damaged").exists()
 

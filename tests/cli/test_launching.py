@@ -28,11 +28,11 @@ from cifargan.cli.sweep import FILE, Sweep, folder_of
 from cifargan.cli.train import Outcome
 from cifargan.cli.train import job as train_job
 from cifargan.config_files import LAUNCHER, options
+from cifargan.entry import Result
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.training.interruption import NOTICES, InterruptedRunError
-from cifargan.training.trainer import Result
 
 Command = Callable[..., CompletedProcess[str]]
 
@@ -153,7 +153,7 @@ def test_a_line_about_each_job_and_a_signal_to_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     running(monkeypatch, "seed=1")
-    result = Result(1, None, None) if error is None else None
+    result = Result(tmp_path, 1, {}) if error is None else None
     sweep = Sweep(lambda *_: Outcome(tmp_path, [], result, error), [], tmp_path, apart=apart)
     sweep(OmegaConf.create({"resume": None, "device": "cpu", "trainer": {}}))
     # In the process of the sweep, a signal to the job is one to the sweep.
@@ -171,7 +171,7 @@ def test_a_job_resumes_or_returns_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         seen.append(config.resume)
         assert folder == run.path
         (folder / "provenance.json").touch()
-        return Outcome(folder, [], Result(1, None, None), None)
+        return Outcome(folder, [], Result(folder, 1, {}), None)
 
     sweep = Sweep(train, [], tmp_path)
     for _ in range(2):

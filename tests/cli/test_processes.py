@@ -309,7 +309,7 @@ def test_a_signal_to_the_parent_saves_and_stops(settings: tuple[str, ...], tmp_p
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "go on with: cifargan train resume=" in stderr
+    assert "resume with: cifargan train resume=" in stderr
     status = RunDirectory(tmp_path / "run").status()
     assert (status["status"], status["step"]) == ("interrupted", state_of(tmp_path)["step"])
     assert status["step"] == lines(tmp_path)[-1]["step"] or status["step"] % 2
@@ -332,6 +332,6 @@ def test_torchrun_starts_a_run_anew_where_a_process_died(settings: tuple[str, ..
     _, stderr = run.communicate(timeout=400)
     assert run.returncode == 0, stderr
     assert list(root.iterdir()) == [directory]
-    assert "going on from step" in (directory / "train.log").read_text()
+    assert "resuming from step" in (directory / "train.log").read_text()
     assert RunDirectory(directory).status()["status"] == "finished"
     assert len(json.loads((directory / "provenance.json").read_text())["sessions"]) == 2

@@ -148,7 +148,7 @@ def test_stopping_one_job_stops_the_sweep(
     monkeypatch.setattr(GANStep, "iterate", stop)
     ran = command("train", "-m", *quick, "seed=1,2", "hydra.sweep.dir=sweep")
     assert ran.returncode == 130
-    assert ran.stderr.splitlines()[-1].startswith("error: stopped at step 0; go on with: cifargan train resume=")
+    assert ran.stderr.splitlines()[-1].startswith("error: stopped at step 0; resume with: cifargan train resume=")
     assert not (tmp_path / "sweep" / "1").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(command: Command, run: Path, 
     for name in ("latest", str(run), "cdcgan/run", "outputs/cdcgan/run"):
         ran = command("train", f"resume={name}")
         assert (ran.returncode, ran.stdout) == (0, "")
-        assert ran.stderr.splitlines() == [f"{run} is finished (step 2): raise trainer.steps to go on"]
+        assert ran.stderr.splitlines() == [f"{run} is finished (step 2): raise trainer.steps to continue"]
     assert files() == before
 
 
@@ -223,12 +223,12 @@ def test_a_job_script_says_resume_latest_again_and_again(
     (run / ".hydra_1").mkdir()  # and another start was killed before it had written anything
     ran = command(*script)
     assert ran.returncode == 0
-    assert f"going on from step 1 of {run}, whose process died" in ran.stderr
+    assert f"resuming from step 1 of {run}, whose process died" in ran.stderr
     assert steps(run) == [1, 2]
     ran = command(*script)
     assert (ran.returncode, ran.stderr.splitlines()) == (
         0,
-        [f"{run} is finished (step 2): raise trainer.steps to go on"],
+        [f"{run} is finished (step 2): raise trainer.steps to continue"],
     )
     assert list((tmp_path / "outputs" / "dcgan").iterdir()) == [run]
     # Another recipe in the same folder is not taken for this one.
@@ -310,7 +310,7 @@ def test_a_signal_stops_after_the_step_in_hand(
     run = tmp_path / "run"
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = load(checkpoint)["step"]
-    assert rest[-1] == (f"error: stopped at step {step}, checkpoint written; go on with: cifargan train resume={run}")
+    assert rest[-1] == (f"error: stopped at step {step}, checkpoint written; resume with: cifargan train resume={run}")
     assert not any("Traceback" in line for line in rest)
     assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
     assert steps(run)[-1] == step

@@ -161,7 +161,7 @@ def test_the_value_of_a_trial_is_the_best_that_it_reached(run: Path) -> None:
         (["pruner=meidan", RATE], "pruner=meidan: choose from median, hyperband, none"),
         (["study=../x", RATE], "study=../x: is a name, and becomes that of a folder"),
         (["objective=foo", RATE], "objective=foo: no score of that name; they begin with fid"),
-        (["-m", RATE], "-m: does not go with a search"),
+        (["-m", RATE], "--multirun: does not go with a search"),
         (["--config-dri", "mine", RATE], "--config-dri: no such option; did you mean --config-dir"),
         (["resume=latest", RATE], "resume=latest: does not go with a search"),
         (["hydra.run.dir=x", RATE], "hydra.run.dir=x: does not go with a search"),

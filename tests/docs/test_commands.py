@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch.distributed.run import get_args_parser
 
 from cifargan import registry
-from cifargan.training.trainer import Result
+from cifargan.entry import Result, Run
 
 ROOT = Path(__file__).parents[2]
 Invoke = Callable[..., CompletedProcess[str]]
@@ -61,9 +61,9 @@ def composed(desk: Desk, words: list[str]) -> None:
     """Let `cifargan train` compose and check each job, up to where it would train."""
     jobs: list[DictConfig] = []
 
-    def keep(config: DictConfig, *args: object) -> Result:
-        jobs.append(config)
-        return Result(0, None, None)
+    def keep(run: Run) -> Result:
+        jobs.append(run.parts.config)
+        return Result(run.directory.path, 0, {})
 
     sweeps = bool({"-m", "--multirun"} & {*words})
     launcher = [word for word in words if re.match(r"\+?hydra[./]launcher", word)]
@@ -72,7 +72,7 @@ def composed(desk: Desk, words: list[str]) -> None:
     if "resume=latest" in rest:
         # Where there is no run it starts one, which is the harder case: there is nothing to replay.
         shutil.rmtree(desk.folder / "outputs")
-    with patch("cifargan.cli.train.claim_and_train", keep):
+    with patch("cifargan.entry._claim_and_train", keep):
         ran = desk.invoke(desk.folder, "train", *rest)
     assert "error: " not in ran.stderr, ran.stderr
     assert sweeps or ran.returncode == 0, ran.stderr

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.compose import key_of, reject_null_groups, split_flags
+from cifargan.cli.options import split_flags
+from cifargan.compose import key_of, reject_null_groups
 from cifargan.config import parse
 from cifargan.errors import UserError
 from cifargan.explain import explain

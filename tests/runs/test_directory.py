@@ -35,7 +35,7 @@ def test_a_folder_is_claimed_once(directory: RunDirectory) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"could not make the run directory .*Not a directory") as error:
+    with pytest.raises(UserError, match=r"cannot make the run directory .*Not a directory") as error:
         RunDirectory(tmp_path / "file" / "run").claim()
     assert "\n" not in str(error.value)
 

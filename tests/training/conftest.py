@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import build_gan
+from cifargan.build import build_gan, build_trainer
 from cifargan.config import build_data, parse, plain
 from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
@@ -22,7 +22,6 @@ from cifargan.objectives.objective import Objective
 from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
-from cifargan.train import build_trainer
 from cifargan.training.ema import WeightAverage
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.schedule import Schedule
@@ -154,7 +153,7 @@ def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         directory = RunDirectory(tmp_path / name)
         directory.path.mkdir(exist_ok=True)
         state = load(CheckpointStore(directory.checkpoints).find("last")) if resume else None
-        return build_trainer(composed(*overrides).copy(), directory, state=state)
+        return build_trainer(parse(composed(*overrides).copy()), directory, state=state)
 
     return make
 

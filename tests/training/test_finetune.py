@@ -9,13 +9,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.build import build_gan
+from cifargan.build import build_gan, take_over
 from cifargan.config import build_discriminator, build_generator, parse
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import remove_spectral_norm_
 from cifargan.runs.networks import Description, TrainedNetworks, Weights
-from cifargan.train import take_over
 from cifargan.training.finetune import Start, freeze_first
 from cifargan.training.step import GANStep, frozen
 

@@ -83,16 +83,14 @@ def _choice(prog: str, words: Iterable[str]) -> Parser:
 
 
 def _with_overrides(name: str) -> Parser:
-    from cifargan.compose import CFG, CONFIG_DIR, INFO, SWEEP
-
     p = Parser(prog=f"cifargan {name}")
     if name == "train":
-        p.add_argument(*SWEEP, action="store_true")
-        p.add_argument(*CFG, choices=("job", "hydra", "all"))
-        p.add_argument(*INFO, nargs="?")
+        p.add_argument("--multirun", "-m", action="store_true")
+        p.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        p.add_argument("--info", "-i", nargs="?")
         p.add_argument("--resolve", action="store_true")
         p.add_argument("--config-name", "-cn")
-    p.add_argument(*CONFIG_DIR)
+    p.add_argument("--config-dir", "-cd")
     own = [f"{key}=" for key in (TUNE if name == "tune" else ("resume", "sweep"))]
 
     def completer(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from cifargan.loading import LoadedGenerator
 
 
+# Hydra's flags that make sense here.
+SHORT = {
+    "-m": "--multirun",
+    "-c": "--cfg",
+    "-i": "--info",
+    "-cd": "--config-dir",
+    "-cn": "--config-name",
+    "-p": "--package",
+}
+SHOW = ("--cfg", "--info", "--hydra-help")
+WITH_VALUE = ("--cfg", "--config-dir", "--config-name", "--package")
+FLAGS = (*SHOW, *WITH_VALUE[1:], "--multirun", "--resolve")
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a wrong option as every other error is reported, and takes a line an option for its help."""
 
@@ -111,3 +125,41 @@ def load_chosen(source: Path, options: argparse.Namespace) -> LoadedGenerator:
         device=options.device,
         batch_size=options.batch_size,
     )
+
+
+def split_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate Hydra's flags, with their values, from the overrides.
+
+    Raises:
+        UserError: a flag that is unknown, lacks its value or contradicts another.
+    """
+    flags: dict[str, str] = {}
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        name = SHORT.get(name, name)
+        if name not in FLAGS:
+            hint = did_you_mean(name, FLAGS) or "; settings are written key=value, see cifargan train --help"
+            raise UserError(f"{name}: no such option{hint}")
+        flags[name] = value if equals or name not in WITH_VALUE else next(rest, "")
+        if name in WITH_VALUE and not flags[name]:
+            raise UserError(f"{name}: needs a value")
+    if "--info" in flags:
+        flags["--info"] = flags["--info"] or "all"  # without a value Hydra would take the first override for it
+    if flags.get("--cfg", "job") not in ("job", "hydra", "all"):
+        raise UserError(f"--cfg {flags['--cfg']}: choose from job, hydra, all")
+    shows = [name for name in SHOW if name in flags]
+    if shows and "--multirun" in flags:
+        raise UserError(f"-m sweeps, {shows[0]} only shows: choose one of them")
+    if alone := [name for name in ("--resolve", "--package") if name in flags and not shows]:
+        raise UserError(f"{alone[0]}: goes with --cfg")
+    return flags, overrides
+
+
+def as_arguments(flags: dict[str, str]) -> list[str]:
+    """Flags as Hydra reads them, before all overrides."""
+    return [f"{name}={value}" if value else name for name, value in flags.items()]

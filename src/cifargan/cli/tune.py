@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifargan.cli.options import as_arguments, split_flags
 from cifargan.cli.train import Outcome, job, with_hydra
-from cifargan.compose import CONFIG_DIR, key_of, quoted, reject_null_groups, split_flags
+from cifargan.compose import key_of, quoted, reject_null_groups
 from cifargan.config import GROUPS, Settings, parse, plain
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
@@ -66,9 +67,10 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments or not arguments:
         print(HELP, end="")
         return 0
-    flags, settings = split_flags(arguments)
-    if unfit := [flag for flag in flags[::2] if flag not in CONFIG_DIR]:
+    given, settings = split_flags(arguments)
+    if unfit := [flag for flag in given if flag != "--config-dir"]:
         raise UserError(f"{unfit[0]}: does not go with a search, see cifargan tune --help")
+    flags = as_arguments(given)
     own, overrides = split_own(settings)
     if find_spec("optuna") is None:
         raise UserError("cifargan tune needs Optuna: pip install 'cifargan[tune]'")

@@ -64,7 +64,9 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"could not make the run directory {self.path}: {error.strerror}") from error
+            raise UserError(
+                f"cannot make the run directory {self.path} ({error.strerror}): choose another output_root"
+            ) from error
 
     def lock(self) -> RunLock:
         """A lock that keeps a second process off this run while it is entered; the folder must exist.

@@ -8,9 +8,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cifargan.cli.preflight import preflight
+from cifargan.build import build_trainer
+from cifargan.config import parse
+from cifargan.run_log import preflight
 from cifargan.runs.directory import RunDirectory
-from cifargan.train import build_trainer
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def lines_for(
     """A function that gives the lines of a run by their first word."""
 
     def make(*overrides: str) -> dict[str, str]:
-        config = composed(*quick, *overrides)
-        trainer = build_trainer(config, RunDirectory(tmp_path))
+        parts = parse(composed(*quick, *overrides))
+        trainer = build_trainer(parts, RunDirectory(tmp_path))
         with trainer.tracker:
-            lines = preflight(config, trainer, RunDirectory(tmp_path))
+            lines = preflight(parts, trainer, tmp_path)
         return {line.split()[0]: line.partition(" ")[2].strip() for line in lines}
 
     return make
@@ -53,13 +54,13 @@ def test_the_lines_of_a_run(lines_for: Callable[..., dict[str, str]], tmp_path: 
 def test_the_free_memory_of_a_gpu_is_told(
     composed: Callable[..., DictConfig], quick: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, directory = composed(*quick), RunDirectory(tmp_path)
-    trainer = build_trainer(config, directory)
+    parts = parse(composed(*quick))
+    trainer = build_trainer(parts, RunDirectory(tmp_path))
     trainer.gan.device = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7_900_000_000, 8_040_000_000))
     with trainer.tracker:
-        (line,) = [line for line in preflight(config, trainer, directory) if line.startswith("memory")]
+        (line,) = [line for line in preflight(parts, trainer, tmp_path) if line.startswith("memory")]
     assert line.endswith("; 7.9 of 8.0 GB free")
 
 
@@ -85,13 +86,13 @@ def test_a_setting_that_is_left_to_its_default(lines_for: Callable[..., dict[str
 
 def test_a_resumed_run_says_where_it_goes_on(command: Callable[..., CompletedProcess[str]], run: Path) -> None:
     ran = command("train", f"resume={run}", "trainer.steps=3")
-    assert f"going on from step 2 of {run}" in ran.stderr
+    assert f"resuming from step 2 of {run}" in ran.stderr
     assert "steps 2 to 3" in ran.stderr
 
 
 def test_a_gpu_that_lies_idle_is_told_where_the_device_was_left_open(
     lines_for: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifargan.cli.preflight.unused_gpu", lambda: "its driver is too old")
+    monkeypatch.setattr("cifargan.run_log.unused_gpu", lambda: "its driver is too old")
     assert lines_for("device=auto")["gpu"] == "not used: its driver is too old"
     assert "gpu" not in lines_for("device=cpu")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from cifargan.build import build_trainer
+from cifargan.config import parse
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
-from cifargan.train import build_trainer
 from cifargan.training.trainer import Trainer
 
 Compose = Callable[..., DictConfig]
@@ -41,7 +42,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_run_as_it_is(
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"^the checkpoint is of another generator"):
-        build_trainer(config, RunDirectory(tmp_path), state=state)
+        build_trainer(parse(config), RunDirectory(tmp_path), state=state)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -53,4 +54,4 @@ def test_other_classes_are_told_as_such_and_not_as_another_generator(
     monkeypatch.undo()
     config = composed("data=digits", 'data.classes=["0","1"]', "model=cdcgan")
     with pytest.raises(UserError, match=r"^the checkpoint has the classes \['0', '1', '2'"):
-        build_trainer(config, RunDirectory(tmp_path), state=state)
+        build_trainer(parse(config), RunDirectory(tmp_path), state=state)
