@@ -10,20 +10,18 @@ from cifargan.data.sources import ImageSet
 from cifargan.data.stream import ImageStream
 from cifargan.distributed import is_rank_zero, local_rank_zero_first, on_rank_zero, world_size
 from cifargan.errors import UserError
-from cifargan.registry import LOGGER_EXTRAS, LOGGERS
+from cifargan.registry import LOGGERS
 from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.conv_autotune import faster_forms
-from cifargan.training.events import EventWriter, NoEvents
 from cifargan.training.finetune import Start, freeze_first
-from cifargan.training.log import SturdyTracker
-from cifargan.training.loggers import CSVTable, Guarded, Logger
+from cifargan.training.log import RunLog
+from cifargan.training.loggers import ImageFiles, JSONLines
 from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
 from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.speed import Switches, remembered
 from cifargan.training.step import GANStep
-from cifargan.training.tracking import Tracking
 from cifargan.training.trainer import Trainer
 from cifargan.untrusted import readable, refusing
 
@@ -149,7 +147,7 @@ def build_trainer(
         gan=gan,
         images=images,
         evaluator=evaluator,
-        tracker=build_tracker(parts, directory, first_step=gan.step) if is_rank_zero() else Tracking(directory),
+        tracker=build_log(parts, directory, first_step=gan.step) if is_rank_zero() else RunLog(directory),
         checkpoints=CheckpointStore(directory.checkpoints, keep=gan.schedule.keep),
         config=plain(parts.config),
     )
@@ -179,16 +177,9 @@ def take_over(start: Start, gan: GANStep, parts: Parts, images: ImageSet) -> Non
         start.apply(gan, twins)
 
 
-def build_tracker(parts: Parts, directory: RunDirectory, *, first_step: int) -> SturdyTracker:
-    """What writes a run's scalars and pictures; opens metrics.jsonl and TensorBoard's file."""
-    chosen = parts.extras.loggers
+def build_log(parts: Parts, directory: RunDirectory, *, first_step: int) -> RunLog:
+    """The run log with the loggers that the configuration names."""
     settings = plain(parts.config)
-    loggers: list[Logger] = [CSVTable(directory)] if "csv" in chosen else []
-    loggers += [Guarded(LOGGERS[name](directory, config=settings)) for name in LOGGER_EXTRAS if name in chosen]
-    return SturdyTracker(
-        directory,
-        steps=parts.schedule.steps,
-        first_step=first_step,
-        events=EventWriter if "tensorboard" in chosen else NoEvents,
-        loggers=loggers,
-    )
+    kinds = [JSONLines, ImageFiles, *(LOGGERS[name] for name in dict.fromkeys(parts.extras.loggers))]
+    loggers = [kind(directory, settings) for kind in kinds]
+    return RunLog(directory, loggers, steps=parts.schedule.steps, first_step=first_step)

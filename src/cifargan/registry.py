@@ -38,8 +38,7 @@ from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassifica
 from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
 from cifargan.objectives.penalties import R1, R2, Consistency, LeCam
 from cifargan.schema import Registry, part
-from cifargan.training.events import EventWriter
-from cifargan.training.loggers import CSVTable
+from cifargan.training.loggers import CSVTable, TensorBoard
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.services import MLflow, WandB
 
@@ -82,7 +81,7 @@ METRICS: dict[str, Metric] = {
     "head_hit_rate": Metric(head_hit_rate, better="higher"),
     "authentic": Metric(authentic, better="higher"),
 }
-LOGGERS: Registry = {"tensorboard": EventWriter, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
+LOGGERS: Registry = {"tensorboard": TensorBoard, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
 LOGGER_EXTRAS = ("wandb", "mlflow")
 
 

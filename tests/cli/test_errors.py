@@ -18,8 +18,8 @@ from cifargan.files import write_atomically
 from cifargan.runs.checkpoint import load
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.log import RunLog
 from cifargan.training.step import GANStep
-from cifargan.training.tracking import Tracker
 
 Command = Callable[..., CompletedProcess[str]]
 Files = Callable[[], dict[str, bytes]]
@@ -295,7 +295,7 @@ def test_a_disk_that_is_full_elsewhere(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Tracker, "scalars", full)
+    monkeypatch.setattr(RunLog, "scalars", full)
     message = the_error(command("train", *quick), alone=False)
     assert message.startswith("the disk is full: free some space, then go on with resume=RUN")
 

@@ -1,144 +1,176 @@
-"""Figures and pictures that cannot be written: told once, tried again, and whole when they can."""
+"""The run log: failures cost a warning, progress is shown, and throughput leaves evaluations out."""
 
-import json
+import io
 import logging
-import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
-from cifargan.training import log
-from cifargan.training.log import SturdyTracker
+from cifargan.training.log import RunLog, Throughput
+from cifargan.training.loggers import Logger
+
+VALUES = {"D": 1.23456, "G": 0.5, "real": 0.75}
+
+
+class Own(Logger):
+    """A user's logger, which keeps the names of its calls and fails at some."""
+
+    what = "telegraph"
+
+    def __init__(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
+        super().__init__(directory, config)
+        self.error: Exception | None = None
+        self.fails_at = ""
+        self.calls: list[str] = []
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.error and name == self.fails_at:
+            raise self.error
+
+    def open(self, step: int) -> None:
+        self._call(f"open {step}")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._call(f"scalars {step}")
+
+    def rewind(self, step: int) -> None:
+        self._call(f"rewind {step}")
+
+    def close(self) -> None:
+        self._call("close")
+
+
+CALLS = ["open 3", "scalars 5", "rewind 4", "scalars 10", "close"]
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[SturdyTracker]:
-    with SturdyTracker(RunDirectory(tmp_path / "run"), steps=20) as tracker:
-        yield tracker
+def own(tmp_path: Path) -> Own:
+    return Own(RunDirectory(tmp_path), {})
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
-def steps(run: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+def session(own: Own) -> None:
+    log = RunLog(own.directory, [own], first_step=3)
+    assert own.calls == []  # a run that fails before its first message leaves what is there as it is
+    with log:
+        log.scalars(5, {"a": 0.5})
+        log.rewind(4)
+        log.scalars(10, {"a": 1.5})
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-class Full:
-    """A file that takes half a line and then no more."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, text: str) -> None:
-        with self.path.open("a") as file:
-            file.write(text[: len(text) // 2])
-
-    def flush(self) -> None:
-        raise OSError(28, "No space left on device")
-
-    def close(self) -> None:
-        pass
+def test_a_logger_is_opened_called_and_closed(own: Own) -> None:
+    session(own)
+    assert own.calls == CALLS
 
 
-def test_lines_that_could_not_be_written_follow_whole_and_in_order(
-    run: Path, tracker: SturdyTracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", CALLS)
+def test_an_own_logger_that_fails_is_reported_once_and_left_out(
+    where: str, own: Own, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker.scalars(1, {"a": 1.0})
-    reopen = tracker._reopen
-
-    def still_full(between: Any) -> None:
-        reopen(between)
-        tracker.metrics.close()
-        tracker.metrics = Full(run / "metrics.jsonl")  # type: ignore[assignment]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tracker, "_reopen", still_full)
-        tracker.metrics.close()
-        tracker.metrics = Full(run / "metrics.jsonl")  # type: ignore[assignment]
-        for step in (2, 3):
-            tracker.scalars(step, {"a": 2.0})
-            assert steps(run) == [1]
-    tracker.metrics = (run / "metrics.jsonl").open("a", encoding="utf-8")
-    tracker.scalars(4, {"a": 3.0})
-    assert steps(run) == [1, 2, 3, 4]
-    first, second = warnings(caplog)
-    assert first == (
-        f"metrics.jsonl of {run} cannot be written (No space left on device): training goes on, and tries again each time"
-    )
-    assert second == f"metrics.jsonl of {run} can be written again"
-
-
-def test_tensorboard_gets_another_writer_after_an_error(
-    run: Path, tracker: SturdyTracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker.scalars(1, {"a": 1.0})
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("tensorboard.summary.writer.event_file_writer.EventFileWriter.add_event", fail)
-        tracker.scalars(2, {"a": 2.0})
-        tracker.scalars(3, {"a": 3.0})
-    tracker.scalars(4, {"a": 4.0})
-    assert steps(run) == [1, 2, 3, 4]
-    assert [line.split(" (")[0] for line in warnings(caplog)] == [
-        f"TensorBoard's events of {run} cannot be written",
-        f"TensorBoard's events of {run} can be written again",
-    ]
-    events = EventAccumulator(str(run)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("a")] == [(1, 1.0), (4, 4.0)]
-
-
-def test_a_picture_that_cannot_be_written_is_told(
-    run: Path, tracker: SturdyTracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise UserError("could not write it: Read-only file system")
-
-    picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    with monkeypatch.context() as patched:
-        patched.setattr(log, "save_png", fail)
-        tracker.image("samples", picture, 5)
+    own.fails_at, own.error = where, RuntimeError("the line is dead\nand more")
+    session(own)
     (line,) = warnings(caplog)
-    assert line.startswith(f"pictures of {run} cannot be written (could not write it: Read-only file system)")
-    tracker.image("samples", picture, 6)
-    assert [path.name for path in (run / "samples").iterdir()] == ["step_000000006.png"]
+    assert "telegraph has failed (the line is dead): the run continues" in line
+    assert own.calls == CALLS[: CALLS.index(where) + 1]
 
 
-def test_a_folder_that_vanished_is_made_again(run: Path, tracker: SturdyTracker) -> None:
-    tracker.scalars(1, {"a": 1.0})
-    shutil.rmtree(run)
-    tracker.scalars(2, {"a": 2.0})
-    assert steps(run) == [2]
-    events = EventAccumulator(str(run)).Reload()
-    assert [event.step for event in events.Scalars("a")] == [2]
+def test_a_file_that_cannot_be_written_is_reported_once_and_tried_again(
+    own: Own, caplog: pytest.LogCaptureFixture
+) -> None:
+    own.is_file = True
+    own.error = OSError(28, "No space left on device")
+    with RunLog(own.directory, [own]) as log:
+        for step in (1, 2, 3):
+            own.fails_at = f"scalars {step}" if step < 3 else ""
+            log.scalars(step, {})
+    assert own.calls == ["open 0", "scalars 1", "scalars 2", "scalars 3", "close"]
+    first, second = warnings(caplog)
+    assert "telegraph of" in first
+    assert "cannot be written (No space left on device): the run continues" in first
+    assert "can be written again" in second
 
 
-def test_what_lies_after_the_step_that_one_goes_back_to_is_forgotten(run: Path, tracker: SturdyTracker) -> None:
-    for step in (1, 2, 3):
-        tracker.scalars(step, {"a": float(step)})
-    tracker.rewind(1)
-    tracker.scalars(2, {"a": 20.0})
-    assert steps(run) == [1, 2]
-    events = EventAccumulator(str(run)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("a")] == [(1, 1.0), (2, 20.0)]
+def test_a_bug_is_not_taken_for_a_full_disk(own: Own) -> None:
+    own.is_file, own.fails_at, own.error = True, "scalars 5", TypeError("a bug")
+    with pytest.raises(TypeError, match="a bug"):
+        session(own)
 
 
-def test_a_bug_is_not_taken_for_a_full_disk(run: Path, tracker: SturdyTracker) -> None:
-    with pytest.raises(NotImplementedError):
-        tracker.scalars(1, {"a": object()})  # type: ignore[dict-item]
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("cifargan.training.log.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_without_a_terminal_there_are_lines_with_speed_and_time_left(
+    own: Own, now: list[float], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    with RunLog(own.directory, steps=300, first_step=100) as log:
+        now[0] += 20.0
+        log.advance(150)
+        log.report(150, VALUES)
+        log.rewind(120)  # the steps after 120 do not count
+        now[0] += 10.0
+        log.report(140, {})
+    # 50 steps in 20 s are 2.5 steps/s, and 150 are left.
+    lines = ["step 150/300  2.5 steps/s  01:00 left  D 1.23  G 0.5  real 0.75", "step 140/300  2 steps/s  01:20 left  "]
+    assert [record.getMessage() for record in caplog.records] == lines
+    assert capsys.readouterr().err.splitlines() == lines  # and no bar
+
+
+def test_on_a_terminal_there_is_a_bar(
+    own: Own, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with RunLog(own.directory, steps=300, first_step=100) as log:
+        log.advance(150)
+        log.report(150, VALUES)
+    last = screen.getvalue().split("\r")[-1]
+    assert "150/300" in last
+    assert "D=1.23, G=0.5, real=0.75" in last
+    assert caplog.records == []
+
+
+def test_another_rank_shows_nothing(
+    own: Own, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    with RunLog(own.directory) as log:
+        log.scalars(5, VALUES)
+        log.advance(5)
+        log.report(5, VALUES)
+    assert caplog.records == []
+    assert capsys.readouterr().err == ""
+    assert list(own.directory.path.iterdir()) == []
+
+
+def test_throughput_of_each_lap_leaves_evaluations_out(now: list[float]) -> None:
+    throughput = Throughput()
+    assert throughput.lap(0) == 0.0
+    now[0] += 50  # before the start
+    throughput.start(1000)
+    now[0] += 10
+    throughput.pause(6.0)
+    assert throughput.paused_share == 0.6
+    assert throughput.lap(1008) == 2.0
+    now[0] += 10
+    assert throughput.lap(1018) == 1.0
+    assert throughput.paused_share == 0.3
+    now[0] += 5
+    throughput.restart(1010)  # the run went back
+    now[0] += 10
+    assert throughput.lap(1030) == 2.0

@@ -1,18 +1,26 @@
-"""Where figures go beside metrics.jsonl: the table that follows it, and a logger that fails."""
+"""The loggers that write files: what they write, after a resume, a rollback, a crash and a full disk."""
 
 import csv
-import logging
+import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cifargan.runs.directory import RunDirectory
 from cifargan.training import loggers
-from cifargan.training.events import NoEvents
-from cifargan.training.log import SturdyTracker
-from cifargan.training.loggers import CSVTable, Guarded, Logger, flat
+from cifargan.training.log import RunLog
+from cifargan.training.loggers import CSVTable, ImageFiles, JSONLines, TensorBoard, flat
+
+Values = list[tuple[int, float]]
 
 
 @pytest.fixture
@@ -20,123 +28,182 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def table(directory: RunDirectory) -> list[dict[str, str]]:
+@contextmanager
+def session(directory: RunDirectory, first_step: int = 0) -> Iterator[RunLog]:
+    kinds = (JSONLines, ImageFiles, CSVTable, TensorBoard)
+    with RunLog(directory, [kind(directory, {}) for kind in kinds], first_step=first_step) as log:
+        yield log
+
+
+def lines(directory: RunDirectory) -> list[dict[str, Any]]:
+    text = directory.metrics.read_text()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def rows(directory: RunDirectory) -> list[dict[str, str]]:
     with (directory.path / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def tracker(directory: RunDirectory, *more: Logger, first_step: int = 0) -> SturdyTracker:
-    return SturdyTracker(
-        directory, steps=40, first_step=first_step, events=NoEvents, loggers=[CSVTable(directory), *more]
-    )
+def events(directory: RunDirectory) -> EventAccumulator:
+    return EventAccumulator(str(directory.path)).Reload()
 
 
-def column(directory: RunDirectory, name: str) -> list[tuple[str, str]]:
-    return [(row["step"], row[name]) for row in table(directory)]
+def in_jsonl(directory: RunDirectory) -> Values:
+    return [(line["step"], line["a"]) for line in lines(directory)]
 
 
-def test_a_new_name_is_a_new_column_and_what_is_missing_an_empty_cell(directory: RunDirectory) -> None:
-    with tracker(directory) as tracking:
-        tracking.scalars(5, {"a": 0.5, "b, c": math.nan})
-        tracking.scalars(10, {"a": 1.5})
-        # Readable while the run goes on.
-        assert column(directory, "a") == [("5", "0.5"), ("10", "1.5")]
-        tracking.records(10, [], {"score": 2.0})
-    rows = table(directory)
-    assert list(rows[0]) == ["step", "time", "a", "b, c", "score"]
-    assert [(row["step"], row["a"], row["b, c"], row["score"]) for row in rows] == [
-        ("5", "0.5", "", ""),
-        ("10", "1.5", "", ""),
-        ("10", "", "", "2.0"),
-    ]
+def in_csv(directory: RunDirectory) -> Values:
+    return [(int(row["step"]), float(row["a"])) for row in rows(directory)]
 
 
-def test_a_known_name_is_appended_and_nothing_written_anew(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+def in_tensorboard(directory: RunDirectory) -> Values:
+    return [(event.step, event.value) for event in events(directory).Scalars("a")]
+
+
+EVERYWHERE = pytest.mark.parametrize("read", [in_jsonl, in_csv, in_tensorboard])
+
+
+def test_scalars_and_what_is_not_finite(directory: RunDirectory) -> None:
+    with session(directory) as log:
+        log.scalars(5, {"a": 0.5, "b, c": math.nan})
+        (line,) = lines(directory)  # readable while the run continues
+        log.scalars(10, {"a": 1.5, "d": math.inf})
+    assert line.pop("time") > 1.7e9
+    assert line == {"step": 5, "a": 0.5, "b, c": None}
+    assert [list(row.values())[2:] for row in rows(directory)] == [["0.5", "", ""], ["1.5", "", ""]]
+    assert list(rows(directory)[0]) == ["step", "time", "a", "b, c", "d"]
+    assert in_tensorboard(directory) == [(5, 0.5), (10, 1.5)]
+    assert math.isnan(events(directory).Scalars("b, c")[0].value)
+
+
+def test_a_row_with_known_names_is_appended(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session(directory) as log:
+        log.scalars(5, {"a": 0.5})
+        monkeypatch.setattr(loggers, "write_atomically", lambda *_: pytest.fail("rewritten"))
+        log.scalars(10, {"a": 1.5})
+    assert in_csv(directory) == [(5, 0.5), (10, 1.5)]
+
+
+def test_an_image_is_a_png_and_an_event(directory: RunDirectory) -> None:
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with session(directory) as log:
+        log.image("samples", image, 1000)
+        log.image("reals", image.flip(2), 0)
+    for name, expected in (("step_000001000.png", image), ("reals.png", image.flip(2))):
+        with Image.open(directory.samples / name) as stored:
+            assert np.array_equal(np.array(stored), expected.permute(1, 2, 0).numpy())
+    (event,) = events(directory).Images("samples")
+    assert event.step == 1000
+    with Image.open(io.BytesIO(event.encoded_image_string)) as stored:
+        assert np.array_equal(np.array(stored), image.permute(1, 2, 0).numpy())
+
+
+def test_settings_in_tensorboard(directory: RunDirectory) -> None:
+    with session(directory) as log:
+        log.text("config", "loss:\n  name: hinge")
+        log.hyperparameters({"loss": {"name": "hinge"}}, {"fid": 3.0})
+    seen = events(directory)
+    (event,) = seen.Tensors("config/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == "```\nloss:\n  name: hinge\n```"
+    content = seen.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"loss.name" in content
+    assert b"hinge" in content
+
+
+@EVERYWHERE
+def test_no_step_is_logged_twice_after_a_rollback_a_resume_and_a_crash(
+    read: Callable[[RunDirectory], Values], directory: RunDirectory
 ) -> None:
-    with tracker(directory) as tracking:
-        tracking.scalars(5, {"a": 0.5})
-        monkeypatch.setattr(loggers, "write_atomically", lambda *_: pytest.fail("written anew"))
-        tracking.scalars(10, {"a": 1.5})
-    assert column(directory, "a") == [("5", "0.5"), ("10", "1.5")]
-
-
-def test_a_resumed_run_and_one_that_goes_back_tell_no_step_twice(directory: RunDirectory) -> None:
-    with tracker(directory) as tracking:
+    with session(directory) as log:
         for step in (5, 10, 15):
-            tracking.scalars(step, {"a": float(step)})
-        tracking.rewind(10)
-        tracking.scalars(15, {"a": -15.0})
-    assert column(directory, "a") == [("5", "5.0"), ("10", "10.0"), ("15", "-15.0")]
-    with (directory.path / "metrics.csv").open("a") as file:
-        file.write("20,")  # the process died here
-    with tracker(directory, first_step=10) as tracking:
-        assert column(directory, "a") == [("5", "5.0"), ("10", "10.0")]
-        tracking.scalars(20, {"a": 20.0})
-    assert column(directory, "a") == [("5", "5.0"), ("10", "10.0"), ("20", "20.0")]
+            log.scalars(step, {"a": float(step)})
+        log.rewind(10)
+        log.scalars(15, {"a": -15.0})
+        log.scalars(20, {"a": 20.0})
+    assert read(directory) == [(5, 5.0), (10, 10.0), (15, -15.0), (20, 20.0)]
+    with directory.metrics.open("a") as file:
+        file.write('{"step": 25, "a')  # the process died here
+    with session(directory, first_step=12) as log:
+        log.scalars(15, {"a": 15.5})
+    assert read(directory) == [(5, 5.0), (10, 10.0), (15, 15.5)]
+    with session(directory) as log:  # there was no checkpoint
+        log.scalars(5, {"a": 1.0})
+    assert read(directory) == [(5, 1.0)]
 
 
-def test_a_table_that_could_not_be_written_is_whole_when_it_can(
-    directory: RunDirectory, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[1]\n", b'{"time": 3}\n', b"null\n", b"\n", b'{"step": 3, "a'])
+def test_a_damaged_line_is_dropped(directory: RunDirectory, damage: bytes) -> None:
+    directory.metrics.write_bytes(b'{"step": 1}\n' + damage)
+    with session(directory, first_step=3) as log:
+        log.scalars(4, {})
+    assert [line["step"] for line in lines(directory)] == [1, 4]
+
+
+@EVERYWHERE
+def test_after_a_full_disk(
+    read: Callable[[RunDirectory], Values],
+    directory: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with tracker(directory) as tracking:
-        tracking.scalars(5, {"a": 0.5})
-        path = directory.path / "metrics.csv"
-        path.unlink()
-        path.mkdir()  # which no file can take the place of
-        tracking.scalars(10, {"a": 1.5})
-        tracking.scalars(15, {"a": 2.5})
-        path.rmdir()
-        tracking.scalars(20, {"a": 3.5})
-    assert column(directory, "a") == [("5", "0.5"), ("10", "1.5"), ("15", "2.5"), ("20", "3.5")]
-    first, second = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert first.startswith(f"metrics.csv of {directory.path} cannot be written (Is a directory): training goes on")
-    assert second == f"metrics.csv of {directory.path} can be written again"
+    """A file may take half of what is written before the error."""
+
+    class Full(io.StringIO):
+        def __init__(self, file: Any) -> None:
+            super().__init__()
+            self.file = file
+
+        def write(self, content: Any) -> int:
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            self.file.close()
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        return Full(real(path, *arguments, **options))
+
+    real = Path.open
+    with session(directory) as log:
+        log.scalars(1, {"a": 1.0})
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", full)
+            patched.setattr(loggers, "RecordWriter", Full)
+            log.scalars(2, {"a": 2.0})
+            log.scalars(3, {"a": 3.0})
+        assert in_jsonl(directory) == [(1, 1.0)]
+        log.scalars(4, {"a": 4.0})
+    # TensorBoard alone does not get the values later.
+    late = [] if read is in_tensorboard else [(2, 2.0), (3, 3.0)]
+    assert read(directory) == [(1, 1.0), *late, (4, 4.0)]
+    failed = ("metrics.jsonl", "metrics.csv", "TensorBoard's events")
+    messages = [record.getMessage() for record in caplog.records]
+    for what in failed:
+        assert [what in message for message in messages].count(True) == 2, messages
 
 
-class Failing(Logger):
-    """Fails where it is told to, and counts its calls."""
-
-    what = "telegraph"
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.calls: list[str] = []
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.where:
-            raise RuntimeError("the line is dead\nand more")
-
-    def open(self) -> None:
-        self._call("open")
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._call("scalars")
-
-    def rewind(self) -> None:
-        self._call("rewind")
-
-    def close(self) -> None:
-        self._call("close")
-
-
-@pytest.mark.parametrize("where", ["open", "scalars", "rewind", "close"])
-def test_a_logger_that_fails_is_told_once_and_left_out(
-    where: str, directory: RunDirectory, caplog: pytest.LogCaptureFixture
+def test_a_picture_that_cannot_be_written(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failing = Failing(where)
-    with tracker(directory, Guarded(failing)) as tracking:
-        tracking.scalars(5, {"a": 0.5})
-        tracking.rewind(5)
-        tracking.scalars(10, {"a": 1.5})
-    assert column(directory, "a") == [("5", "0.5"), ("10", "1.5")]
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == (
-        "telegraph has failed (the line is dead): the run goes on without it; its figures are in metrics.jsonl"
-    )
-    order = ["open", "scalars", "rewind", "scalars", "close"]
-    assert failing.calls == order[: order.index(where) + 1]
+    directory.samples.write_text("a file")
+    with session(directory) as log:
+        log.image("samples", torch.zeros(3, 4, 4, dtype=torch.uint8), 5)
+        directory.samples.unlink()
+        log.image("samples", torch.zeros(3, 4, 4, dtype=torch.uint8), 6)
+    assert "samples of" in caplog.text
+    assert [path.name for path in directory.samples.iterdir()] == ["step_000000006.png"]
+
+
+def test_of_event_files_within_a_second_the_newer_counts(directory: RunDirectory) -> None:
+    for value in (1.0, 2.0, 3.0):
+        with session(directory) as log:
+            log.scalars(5, {"a": value})
+    names = sorted(path.name for path in directory.path.glob("events.*"))
+    assert len({name.split(".")[3] for name in names}) == 3
+    assert in_tensorboard(directory) == [(5, 3.0)]
 
 
 def test_settings_become_one_level() -> None:

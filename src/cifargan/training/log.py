@@ -1,53 +1,52 @@
-"""A tracker for runs of days: figures or pictures that cannot be written are told, and cost nothing else."""
+"""The run log: passes a run's scalars, scores, images and progress on to its loggers and to the terminal."""
 
 import logging
-import threading
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifargan.errors import UserError
-from cifargan.images import save_png
+from cifargan.evaluation.records import Record, scalars
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.events import Events, EventWriter
 from cifargan.training.loggers import Logger
-from cifargan.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
-class SturdyTracker(Tracker):
-    """Goes on when the file system refuses, says so once for each kind of file, and tries again each time.
+class RunLog:
+    """What a run reports while it trains. A logger that fails costs a warning, not the run.
 
     Args:
-        directory: as of `Tracker`.
-        steps: as of `Tracker`.
-        first_step: as of `Tracker`.
-        events: as of `Tracker`.
-        loggers: as of `Tracker`; what they raise beside OSError and UserError is a bug.
+        directory: the run's folder.
+        loggers: where scalars, scores, images and texts go; none on other ranks than zero.
+        steps: the step at which the training ends; 0: no progress is shown.
+        first_step: the step that this session starts from. Loggers drop what an earlier session logged after it.
     """
 
     def __init__(
-        self,
-        directory: RunDirectory,
-        *,
-        steps: int,
-        first_step: int = 0,
-        events: Events = EventWriter,
-        loggers: Sequence[Logger] = (),
+        self, directory: RunDirectory, loggers: Sequence[Logger] = (), *, steps: int = 0, first_step: int = 0
     ) -> None:
-        super().__init__(directory, steps=steps, first_step=first_step, events=events, loggers=loggers)
-        self.failing: set[str] = set()
-        self._waiting: list[str] = []
-        self._hook = threading.excepthook
+        self.directory = directory
+        self.loggers = list(loggers)
+        self.steps = steps
+        self.first_step = first_step
+        self.began = time.monotonic()
+        self.opened = False
+        self.failing: set[Logger] = set()
+        self.redirect = logging_redirect_tqdm()
+        # A bar on a terminal, lines in a log file.
+        self.plain = not sys.stderr.isatty()
+        disable = self.plain or steps == 0
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
 
     def __enter__(self) -> Self:
-        super().__enter__()
-        self._hook, threading.excepthook = threading.excepthook, self._note_thread
+        self.redirect.__enter__()
         return self
 
     def __exit__(
@@ -55,107 +54,106 @@ class SturdyTracker(Tracker):
     ) -> None:
         self.bar.close()
         self.redirect.__exit__(kind, error, traceback)
-        self._attempt("TensorBoard's events", self.writer.close)
-        threading.excepthook = self._hook
-        self._attempt("metrics.jsonl", self._write_waiting)
-        with suppress(OSError):
-            self.metrics.close()
-        self._tell_loggers(lambda logger: logger.close())
+        self._each(lambda logger: logger.close())
 
-    def _tell_loggers(self, what: Callable[[Logger], None]) -> None:
-        for logger in self.loggers:
-            self._attempt(logger.what, lambda logger=logger: what(logger))  # type: ignore[misc]
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars under one step."""
+        self._each(lambda logger: logger.scalars(step, values))
 
-    def _note_thread(self, what: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread passes its error on to the next call, which tells it; its own traceback is noise."""
-        if type(what.thread).__name__ != "_AsyncWriterThread" or not isinstance(what.exc_value, OSError):
-            self._hook(what)
-
-    def rewind(self, step: int) -> None:
-        """As of `Tracker`."""
-        self._waiting = []
-        self._attempt("metrics.jsonl", lambda: self._reopen(lambda: self._forget_after(step)))
-        self._attempt("TensorBoard's events", lambda: self._new_writer(step))
-        self._went_back(step)
-
-    def text(self, name: str, text: str, step: int = 0) -> None:
-        """As of `Tracker`."""
-        self._events(step, lambda: super(SturdyTracker, self).text(name, text, step))
+    def records(self, step: int, records: Sequence[Record], more: Mapping[str, float]) -> None:
+        """Log scores, and more scalars beside them."""
+        values = {**scalars(records), **more}
+        self._each(lambda logger: logger.records(step, records, values))
 
     def hyperparameters(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """As of `Tracker`."""
-        self._events(self.steps, lambda: super(SturdyTracker, self).hyperparameters(config, scores))
+        """Log a run's settings and final scores."""
+        self._each(lambda logger: logger.hyperparameters(config, scores))
 
-    def image(self, name: str, image: Tensor, step: int, *, file: str | None = None) -> None:
-        """As of `Tracker`."""
-        self._events(step, lambda: self.writer.add_image(name, image, step))
-        path = self.directory.samples / (file or f"step_{step:09d}.png")
-        self._attempt("pictures", lambda: save_png(image, path))
+    def text(self, name: str, text: str) -> None:
+        """Log a text."""
+        self._each(lambda logger: logger.text(name, text))
 
-    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._events(step, lambda: super(SturdyTracker, self)._add_scalars(step, values))
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """Log an image (3, H, W) uint8."""
+        self._each(lambda logger: logger.image(name, image, step))
 
-    def _write_line(self, line: str) -> None:
-        self._waiting.append(line)
-        self._attempt("metrics.jsonl", self._write_waiting)
+    def rewind(self, step: int) -> None:
+        """Drop everything after `step`, from which the run continues."""
+        self._each(lambda logger: logger.rewind(step))
+        self.began, self.first_step = time.monotonic(), step
+        self.advance(step)
 
-    def _write_waiting(self) -> None:
-        """Write the lines that are not written yet, each as a whole: half a line is cut off again."""
-        path = self.directory.metrics
-        if not path.exists():
-            self._reopen(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        while self._waiting:
-            size = path.stat().st_size
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`."""
+        self.bar.update(step - self.bar.n)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Show some values: beside the bar, or with speed and time left as a line."""
+        shown = {name: f"{value:.3g}" for name, value in values.items()}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.plain and self.steps:
+            rate = (step - self.first_step) / max(time.monotonic() - self.began, 1e-9)
+            left = tqdm.format_interval((self.steps - step) / rate)
+            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
+            log.info("step %d/%d  %.3g steps/s  %s left  %s", step, self.steps, rate, left, figures)
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        if not self.opened:
+            # Not before: until then the run may turn out not to continue from its checkpoint.
+            self.opened = True
+            self._each(lambda logger: logger.open(self.first_step))
+        for logger in self.loggers.copy():
             try:
-                self.metrics.write(self._waiting[0])
-                self.metrics.flush()
-            except OSError:
-                # What stays in the file's own buffer must not be written a second time.
-                self._reopen(lambda size=size: _cut(path, size))  # type: ignore[misc]
-                raise
-            del self._waiting[0]
+                call(logger)
+            except Exception as error:
+                if logger.is_file and not isinstance(error, OSError | UserError):
+                    raise
+                self._report_failure(logger, error)
+            else:
+                if logger in self.failing:
+                    self.failing.remove(logger)
+                    log.warning("%s of %s can be written again", logger.what, self.directory.path)
 
-    def _reopen(self, between: Callable[[], None]) -> None:
-        with suppress(OSError):
-            self.metrics.close()
-        between()
-        self.metrics = self.directory.metrics.open("a", encoding="utf-8")
-
-    def _events(self, step: int, write: Callable[[], None]) -> None:
-        """Write to TensorBoard. Its thread ends at the first error, so another one takes over the next time."""
-
-        def attempt() -> None:
-            if "TensorBoard's events" in self.failing or not self.directory.path.exists():
-                self._new_writer(step - 1)
-            write()
-            self.writer.flush()
-
-        self._attempt("TensorBoard's events", attempt)
-
-    def _new_writer(self, step: int) -> None:
-        with suppress(Exception):
-            self.writer.close()
-        self.writer = self.events(str(self.directory.path), purge_step=step + 1)
-
-    def _attempt(self, what: str, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except (OSError, UserError) as error:
-            if what not in self.failing:
-                reason = getattr(error, "strerror", None) or str(error)
-                log.warning(
-                    "%s of %s cannot be written (%s): training goes on, and tries again each time",
-                    what,
-                    self.directory.path,
-                    reason,
-                )
-            self.failing.add(what)
-        else:
-            if what in self.failing:
-                self.failing.remove(what)
-                log.warning("%s of %s can be written again", what, self.directory.path)
+    def _report_failure(self, logger: Logger, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+        if not logger.is_file:
+            # A service may make each call wait for its network.
+            self.loggers.remove(logger)
+            log.warning("%s has failed (%s): the run continues without it; see metrics.jsonl", logger.what, reason)
+        elif logger not in self.failing:
+            self.failing.add(logger)
+            where = f"{logger.what} of {self.directory.path}"
+            log.warning("%s cannot be written (%s): the run continues, and tries again each time", where, reason)
 
 
-def _cut(path: Path, size: int) -> None:
-    with suppress(OSError), path.open("r+b") as file:
-        file.truncate(size)
+class Throughput:
+    """Measures steps a second from one log point to the next, without evaluations."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Start, or resume, at `step`."""
+        self.started = time.monotonic()
+        self.paused = 0.0  # seconds of evaluations
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Measure from `step` on, to which the run went back."""
+        self.lap_began, self.lap_step = time.monotonic(), step
+
+    def lap(self, step: int) -> float:
+        """Steps a second since the last call."""
+        seconds, steps = time.monotonic() - self.lap_began, step - self.lap_step
+        self.restart(step)
+        return steps / max(seconds, 1e-9)
+
+    def pause(self, seconds: float) -> None:
+        """Leave out the last `seconds`."""
+        self.paused += seconds
+        self.lap_began += seconds
+
+    @property
+    def paused_share(self) -> float:
+        """The share of the time since the start that was left out."""
+        return self.paused / max(time.monotonic() - self.started, 1e-9)

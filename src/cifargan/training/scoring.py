@@ -15,8 +15,7 @@ from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted
 from cifargan.sampling import Sampler
 from cifargan.training.collapse import ScoreWatch
-from cifargan.training.throughput import Throughput
-from cifargan.training.tracking import Tracking
+from cifargan.training.log import RunLog, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Scoring:
         evaluator: Evaluator,
         *,
         sampler: Callable[[], Sampler],
-        tracker: Tracking,
+        tracker: RunLog,
         pace: Throughput,
         device: torch.device,
     ) -> None:

@@ -18,13 +18,12 @@ from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.collapse import CollapseWatch, spread
 from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.interruption import InterruptedRunError, Interruption
+from cifargan.training.log import RunLog, Throughput
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
 from cifargan.training.running import RunningMeans
 from cifargan.training.scoring import Scoring
 from cifargan.training.step import GANStep
-from cifargan.training.throughput import Throughput
-from cifargan.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Trainer:
         gan: GANStep,
         images: ImageSet,
         evaluator: Evaluator,
-        tracker: Tracking,
+        tracker: RunLog,
         checkpoints: CheckpointStore,
         config: dict[str, Any],
     ) -> None:
@@ -95,7 +94,7 @@ class Trainer:
         if self.schedule.on_divergence == "rollback" and on_rank_zero(lambda: not self.checkpoints.steps()):
             self._save(last=False)
         if self.step == 0:
-            self.tracker.image("reals", grid(self.reals, columns=10), 0, file="reals.png")
+            self.tracker.image("reals", grid(self.reals, columns=10), 0)
         with self.tracker, Interruption() as interruption:
 
             def stop() -> bool:
