@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, plain lines in a log file."""
+"""Show the progress of long work: a bar on a terminal, lines in a log file."""
 
 import logging
 import time
@@ -10,25 +10,24 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-SHARE_BETWEEN_LINES = 0.2  # of the time gone: hours of work make no hundreds of lines
-
+SHARE_BETWEEN_LINES = 0.2  # of the elapsed time, so that hours of work do not log hundreds of lines
 
 _silent = False
 
 
 def silence() -> None:
-    """Show nothing in this process from now on: another one shows the same."""
+    """Show nothing in this process from now on, because another rank shows the same."""
     global _silent
     _silent = True
 
 
 class Progress:
-    """Shows count, rate and time left of work whose size is known.
+    """Shows the count, rate and remaining time of work whose size is known.
 
     Args:
-        total: units in all.
-        label: what is being done.
-        unit: what is counted, in the singular.
+        total: Number of units.
+        label: What is being done.
+        unit: What is counted, in the singular.
     """
 
     def __init__(self, total: int, *, label: str, unit: str) -> None:
@@ -37,7 +36,7 @@ class Progress:
         self.unit = unit
         self.done = 0
         self.started = self.last_line = time.monotonic()
-        # disable=None: no bar where standard error is no terminal.
+        # disable=None: no bar if standard error is not a terminal.
         self.bar = tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=_silent or None)
 
     def __enter__(self) -> Self:
@@ -47,23 +46,15 @@ class Progress:
         self.bar.close()
 
     def update(self, n: int) -> None:
-        """Count `n` more."""
+        """Count `n` more units."""
         self.done += n
         self.bar.update(n)
         now = time.monotonic()
-        gone = now - self.started
-        pause = max(SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * gone)
+        elapsed = now - self.started
+        pause = max(SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * elapsed)
         if self.bar.disable and not _silent and self.done < self.total and now - self.last_line > pause:
-            rate = self.done / gone
+            rate = self.done / elapsed
             left = tqdm.format_interval((self.total - self.done) / rate)
-            log.info(
-                "%s: %d of %d %ss, %.3g %ss/s, %s left",
-                self.label,
-                self.done,
-                self.total,
-                self.unit,
-                rate,
-                self.unit,
-                left,
-            )
+            count = f"{self.done} of {self.total} {self.unit}s, {rate:.3g} {self.unit}s/s"
+            log.info("%s: %s, %s left", self.label, count, left)
             self.last_line = now

@@ -79,7 +79,7 @@ def test_commands_flags_and_their_values(ask: Ask) -> None:
     assert ask("cifargan tr") == ["train"]
     assert {*COMMANDS} <= {*ask("cifargan ")}
     assert ask("cifargan nothing x") == []
-    assert {flag for flag in FLAGS if flag not in ("--hydra-help", "--package")} <= {*ask("cifargan train -")}
+    assert {*FLAGS} - {"--hydra-help", "--package", "-p"} <= {*ask("cifargan train -")}
     assert ask("cifargan train --cfg ") == ["all", "hydra", "job"]
     assert {f"{key}=" for key in OWN} <= {*ask("cifargan tune ")}
     assert {"ls", "diff", "report"} <= {*ask("cifargan runs ")}
@@ -103,11 +103,11 @@ def test_every_flag_in_the_help_is_offered(name: str, ask: Ask, command: Command
     assert shown | {"--help"} <= {*ask(f"cifargan {name} --")}
 
 
-def test_scripts_and_typos(command: Command) -> None:
-    for shell in completion.SHELLS:
+def test_the_scripts(command: Command) -> None:
+    for shell in ("bash", "zsh", "fish"):
         assert "_ARGCOMPLETE 1" in command("completion", shell).stdout.replace("=", " ")
-    assert "did you mean bash?" in command("completion", "bas").stderr
-    assert all(f"cifargan completion {shell}" in command("completion").stdout for shell in completion.SHELLS)
+        assert f"cifargan completion {shell}" in command("completion", "--help").stdout
+    assert "choose from 'bash'" in command("completion", "bas").stderr
 
 
 NO_TORCH = """

@@ -13,18 +13,13 @@ import argcomplete
 from argcomplete.lexers import split_line
 from argcomplete.shell_integration import shellcode
 
-from cifargan.cli import COMMANDS, SHARED
+from cifargan import cli
 from cifargan.cli.options import Parser, completed_by
-from cifargan.errors import UserError, did_you_mean
 
-SHELLS = ("bash", "zsh", "fish")
-HELP = """cifargan completion bash|zsh|fish
-
-Prints a script that lets Tab complete commands, flags, groups, choices and keys:
+HELP = """Print a script that lets Tab complete commands, flags, groups, choices and keys:
   bash   eval "$(cifargan completion bash)"     permanently: in ~/.bashrc
   zsh    eval "$(cifargan completion zsh)"      permanently: in ~/.zshrc, after compinit
-  fish   cifargan completion fish | source      permanently: in ~/.config/fish/config.fish
-"""
+  fish   cifargan completion fish | source      permanently: in ~/.config/fish/config.fish"""
 # Settings that are not in the configs, and those with a short list of values.
 TUNE = ("n_trials", "storage", "study", "objective", "pruner")
 VALUES = {
@@ -38,14 +33,9 @@ VALUES = {
 
 def run(arguments: list[str]) -> int:
     """Print the script for a shell."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    shell = arguments[0]
-    if shell not in SHELLS:
-        hint = did_you_mean(shell, SHELLS) or f"; choose from {', '.join(SHELLS)}"
-        raise UserError(f"cifargan completion {shell}: no such shell{hint}")
-    print(shellcode(["cifargan"], shell=shell))
+    p = Parser(prog="cifargan completion", description=HELP)
+    p.add_argument("shell", choices=("bash", "zsh", "fish"))
+    print(shellcode(["cifargan"], shell=p.parse_args(arguments).shell))
     return 0
 
 
@@ -53,20 +43,18 @@ def complete() -> int:
     """Answer the shell's question in `COMP_LINE` and end the process; 1 if there is no answer."""
     words = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))[3][1:]
     if not words:
-        offer(_choice("cifargan", [*COMMANDS, "--help", "--version"]))
+        offer(_choice("cifargan", [*cli.COMMANDS, "--help", "--version"]))
     name, *rest = words
-    if name not in COMMANDS:
+    if name not in cli.COMMANDS:
         return 1
-    if name == "completion":
-        offer(_choice("cifargan completion", SHELLS))
     if name in ("train", "tune"):
         offer(_with_overrides(name))
-    module_name, function = SHARED.get(name, (name, "run"))
+    module_name, function = cli.SHARED.get(name, (name, "run"))
     module = import_module(f"cifargan.cli.{module_name}")
     if (commands := getattr(module, "COMMANDS", None)) and not rest:
         offer(_choice(f"cifargan {name}", commands))
     # The command's own `parse_args` calls `offer`, before the command does anything.
-    getattr(module, function)(rest or ["--help"] if commands else rest)
+    getattr(module, function)(rest)
     return 1
 
 
