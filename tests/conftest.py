@@ -38,7 +38,7 @@ from cifargan.data.sources import ImageSet
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.training.interruption import HANGUPS, put_back
-from cifargan.training.trainer import Trainer
+from cifargan.training.loop import Trainer
 
 PATIENCE = 120.0  # s that processes may take before they count as hanging
 

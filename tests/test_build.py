@@ -15,8 +15,8 @@ from cifargan.config import build_discriminator, build_generator
 from cifargan.explain import options
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.objectives.losses import clippable_parameters
+from cifargan.training.loop import Trainer
 from cifargan.training.step import GANStep
-from cifargan.training.trainer import Trainer
 
 MODELS = options("model")
 LOSSES = ("bce", "wasserstein", "hinge", "wgan_gp", "rpgan")

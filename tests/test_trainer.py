@@ -11,7 +11,7 @@ from cifargan.build import build_trainer
 from cifargan.config import parse
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
-from cifargan.training.trainer import Trainer
+from cifargan.training.loop import Trainer
 
 Compose = Callable[..., DictConfig]
 OpenTrainer = Callable[..., AbstractContextManager[Trainer]]

@@ -17,12 +17,12 @@ from cifargan.training.conv_autotune import faster_forms
 from cifargan.training.finetune import Start, freeze_first
 from cifargan.training.log import RunLog
 from cifargan.training.loggers import ImageFiles, JSONLines
+from cifargan.training.loop import Trainer
 from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
-from cifargan.training.rng import be_deterministic, seed_everything, use_tf32
 from cifargan.training.speed import Switches, remembered
+from cifargan.training.state import be_deterministic, seed_everything, use_tf32
 from cifargan.training.step import GANStep
-from cifargan.training.trainer import Trainer
 from cifargan.untrusted import readable, refusing
 
 NO_STATE = "the checkpoint lacks parts of a run's state: it is damaged, or not a cifargan checkpoint; try an older one"

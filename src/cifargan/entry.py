@@ -25,8 +25,8 @@ from cifargan.runs.networks import read_networks
 from cifargan.runs.provenance import device_name
 from cifargan.training.finetune import Start
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.loop import Trainer
 from cifargan.training.recovery import DivergedError
-from cifargan.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

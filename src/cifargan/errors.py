@@ -26,3 +26,12 @@ def is_met_by_all(error: BaseException) -> bool:
 def is_reported_elsewhere(error: BaseException) -> bool:
     """Whether another process of the run prints this error."""
     return getattr(error, "reported_elsewhere", False) is True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had no memory left; torch has no exception for the host."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

@@ -12,8 +12,7 @@ from cifargan.config_files import choices
 from cifargan.config_files import groups as groups
 from cifargan.config_files import known_keys as _known_keys
 from cifargan.config_files import options as options
-from cifargan.errors import UserError, did_you_mean, is_reported_elsewhere
-from cifargan.training.exhaustion import is_out_of_memory
+from cifargan.errors import UserError, did_you_mean, is_out_of_memory, is_reported_elsewhere
 from cifargan.untrusted import readable
 
 USER = 2

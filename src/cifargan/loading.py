@@ -23,8 +23,8 @@ from cifargan.runs.networks import Description, TrainedNetworks, read_networks
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import lookup, section
 from cifargan.tensor_file import is_tensor_file
-from cifargan.training.restoring import load_network, require_fits
 from cifargan.training.speed import Switches, remembered
+from cifargan.training.state import load_network, require_fits
 from cifargan.untrusted import readable, refusing
 
 Weights = Literal["ema", "raw"]

@@ -18,7 +18,7 @@ from cifargan.device import unused_gpu
 from cifargan.distributed import world_size
 from cifargan.explain import explain
 from cifargan.runs.provenance import device_name
-from cifargan.training.trainer import Trainer
+from cifargan.training.loop import Trainer
 
 
 class RunLog(MemoryHandler):

@@ -18,7 +18,7 @@ from cifargan.models.dcgan import DCGANGenerator
 from cifargan.models.interface import Generator
 from cifargan.models.resampling import fold_
 from cifargan.standing_stats import standing_statistics_
-from cifargan.training.rng import use_tf32
+from cifargan.training.state import use_tf32
 
 CPU = torch.device("cpu")
 

@@ -23,11 +23,11 @@ from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.schema import conf_dir
 from cifargan.training.ema import WeightAverage
+from cifargan.training.loop import Trainer
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
 from cifargan.training.step import GANStep
-from cifargan.training.trainer import Trainer
 
 SMALL = [
     "name=small",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard
-from cifargan.training.collapse import CollapseWatch, ScoreWatch, spread
+from cifargan.training.collapse import CollapseWatch, spread
+from cifargan.training.early_stopping import ScoreWatch
 
 
 def noise(n: int, amplitude: int, seed: int = 0) -> Tensor:

@@ -22,9 +22,9 @@ from cifargan.objectives.base import Augment, Judgement, Penalty
 from cifargan.objectives.classification import D2DCE, CrossEntropy
 from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
 from cifargan.objectives.penalties import R1, LeCam
+from cifargan.training.monitor import RunningMeans
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.precision import PrecisionName
-from cifargan.training.running import RunningMeans
 from cifargan.training.step import GANStep, frozen
 
 GANMaker = Callable[..., GANStep]

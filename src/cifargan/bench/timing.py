@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from cifargan.bench.presets import random_images
 from cifargan.bench.variants import Variant, Warm, warm
-from cifargan.training.rng import be_deterministic, use_tf32
+from cifargan.training.state import be_deterministic, use_tf32
 
 log = logging.getLogger(__name__)
 

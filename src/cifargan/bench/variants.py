@@ -12,8 +12,8 @@ from cifargan.build import build_gan
 from cifargan.config import parse
 from cifargan.data.sources import ImageSet
 from cifargan.training.precision import PrecisionName
-from cifargan.training.rng import use_tf32
 from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.state import use_tf32
 
 WARM_UP = {"cuda": 5, "cpu": 2}  # iterations in which everything is compiled, captured and chosen
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

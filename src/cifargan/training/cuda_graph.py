@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cifargan.training.rng import restore_rng, rng_state
+from cifargan.training.state import restore_rng, rng_state
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import Record, add_to_file, formatted
 from cifargan.sampling import Sampler
-from cifargan.training.collapse import ScoreWatch
+from cifargan.training.early_stopping import ScoreWatch
 from cifargan.training.log import RunLog, Throughput
 
 log = logging.getLogger(__name__)

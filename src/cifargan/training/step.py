@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cifargan.data.stream import ImageStream
 from cifargan.distributed import average_gradients, draw_shard, num_shards
+from cifargan.errors import is_out_of_memory
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.models.spectral import normalised_together, power_iteration_
 from cifargan.objectives.base import Augment, Batch, Critic
@@ -18,12 +19,10 @@ from cifargan.objectives.objective import Objective, Terms
 from cifargan.runs.checkpoint import State
 from cifargan.training.cuda_graph import CapturedSteps
 from cifargan.training.ema import WeightAverage
-from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.precision import Precision
-from cifargan.training.restoring import load_network, load_optimizer
-from cifargan.training.rng import restore_rng, rng_state
 from cifargan.training.schedule import Schedule
 from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.state import load_network, load_optimizer, restore_rng, rng_state
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifargan.training.running import RunningMeans
+from cifargan.training.monitor import RunningMeans
 
 NAMES = ["loss/discriminator", "loss/generator", "gradient_norm/generator"]
 

@@ -24,11 +24,11 @@ from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.records import FeatureSpace, Protocol, Record, read_file
 from cifargan.runs.checkpoint import CheckpointStore, State, load
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.training.collapse import ScoreWatch
+from cifargan.training.early_stopping import ScoreWatch
 from cifargan.training.interruption import InterruptedRunError
+from cifargan.training.loop import Trainer
 from cifargan.training.recovery import DivergedError
 from cifargan.training.step import GANStep
-from cifargan.training.trainer import Trainer
 
 TrainerMaker = Callable[..., Trainer]
 Differences = Callable[[Any, Any], list[str]]

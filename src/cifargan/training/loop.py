@@ -9,19 +9,18 @@ from torch import Tensor
 
 from cifargan.data.sources import ImageSet
 from cifargan.distributed import agree, on_rank_zero
-from cifargan.errors import UserError
+from cifargan.errors import UserError, is_out_of_memory
 from cifargan.evaluation.evaluator import Evaluator, Stop
 from cifargan.evaluation.records import Record, scalars
 from cifargan.images import grid
 from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.training.collapse import CollapseWatch, spread
-from cifargan.training.exhaustion import is_out_of_memory
 from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.log import RunLog, Throughput
+from cifargan.training.monitor import RunningMeans
 from cifargan.training.precision import Precision
 from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
-from cifargan.training.running import RunningMeans
 from cifargan.training.scoring import Scoring
 from cifargan.training.step import GANStep
 
