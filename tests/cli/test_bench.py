@@ -21,13 +21,13 @@ def test_a_whole_benchmark(command: Command, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("cifargan.cli.bench.passed_gate", lambda config: checks)
     monkeypatch.setitem(IMAGES, "cpu", 32)
     monkeypatch.setitem(TURN_SECONDS, "cpu", 0.0)
-    size = ("--width", "8", "--batch-size", "2", "--rounds", "2", "--precision", "fp32")
+    size = ("--width", "8", "--batch-size", "2", "--rounds", "2", "--no-bf16")
     ran = command("bench", "cdcgan_concat", "--device", "cpu", *size)
     assert ran.returncode == 0, ran.stderr
     (file,) = (tmp_path / "outputs" / "bench").glob("cdcgan_concat_cpu_*.json")
     lines = ran.stdout.splitlines()
     assert lines[-1] == str(file.relative_to(tmp_path))
-    assert lines[0].startswith("preset     cdcgan_concat: generator 8 wide")
+    assert lines[1] == "batch      2, 1 + 1 updates an iteration"
     record = json.loads(file.read_text())
     names = [result["name"] for result in record["results"]]
     assert names[:2] == ["reference, fp32", "cifargan, plain"]

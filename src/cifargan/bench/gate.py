@@ -5,9 +5,10 @@ iteration is computed. What is equal in exact arithmetic must agree to rounding.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -73,10 +74,9 @@ def exact_checks(gan: GANStep, reference: Any) -> list[Check]:
     """Run one float64 iteration of cifargan and of a reference with the same weights, and compare all results."""
     batches = [gan.stream.next() for _ in range(gan.schedule.d_steps)]
     latents = [gan._latents(gan.schedule.batch_size) for _ in range(gan.schedule.d_steps + 1)]
-    gan.stream = Replay(batches)  # type: ignore[assignment]
-    gan._latents = Replay(latents).take  # type: ignore[method-assign]
-    reference.real_batch = Replay(batches).take
-    reference.latents = Replay(latents).take
+    gan.stream = SimpleNamespace(take=replay(batches), advance=lambda _: None)  # type: ignore[assignment]
+    gan._latents = replay(latents)  # type: ignore[method-assign]
+    reference.real_batch, reference.latents = replay(batches), replay(latents)
     own, theirs = trace(gan, gan.ema.generator), trace(reference, reference.ema)
     return [
         Check(
@@ -115,19 +115,10 @@ def randomised_gan(config: DictConfig, images: ImageSet, switches: Switches) -> 
     return gan
 
 
-class Replay:
-    """Returns the given pairs one by one; takes the place of a stream of images or a source of latents."""
-
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self._pairs = iter(pairs)
-
-    def advance(self, batches: int) -> None:
-        """Do nothing: everything has been drawn."""
-
-    def take(self, n: int = 0, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The next pair; what was asked for is ignored."""
-        del n, y
-        return next(self._pairs)
+def replay(pairs: Sequence[tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function that returns the given pairs one by one."""
+    remaining = iter(pairs)
+    return lambda *_: next(remaining)
 
 
 def trace(trainer: Any, average: nn.Module) -> Trace:

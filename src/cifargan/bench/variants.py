@@ -21,19 +21,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to compute the same iteration.
-
-    Attributes:
-        name: its row's name in the table.
-        precision: number format of the forward passes.
-        switches: the trainer's options; None: this is the reference.
-        tf32: whether float32 convolutions on CUDA may use TF32.
-    """
+    """One way to compute the same iteration."""
 
     name: str
     precision: PrecisionName
-    switches: Switches | None = None
-    tf32: bool = False
+    switches: Switches | None = None  # the trainer's options; None: this is the reference
+    tf32: bool = False  # whether float32 convolutions on CUDA may use it
 
     def changed(self, name: str, changes: dict[str, Any]) -> "Variant":
         """This variant of the trainer with another name, and other options or another precision."""
@@ -44,21 +37,13 @@ class Variant:
 
 @dataclass(kw_only=True)
 class Warm:
-    """A variant that is built and has run its first iterations.
-
-    Attributes:
-        variant: which.
-        trainer: a `GANStep` or the reference's `Trainer`: `trainer.iterate()` runs one iteration.
-        seconds: of its last iteration.
-        start_seconds: of its first iterations, in which everything is compiled, captured and chosen.
-        peak_bytes: the most device memory it held, from building on; None without CUDA.
-    """
+    """A variant that is built and has run its first iterations."""
 
     variant: Variant
-    trainer: Any
-    seconds: float
-    start_seconds: float
-    peak_bytes: int | None
+    trainer: Any  # a `GANStep` or the reference's `Trainer`: `trainer.iterate()` runs one iteration
+    seconds: float  # of its last iteration
+    start_seconds: float  # of its first iterations
+    peak_bytes: int | None  # of device memory, from building on; None without CUDA
 
 
 def variants(device: torch.device, *, bf16: bool, compiled: bool) -> list[Variant]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from cifargan.bench.gate import Check, passed_gate
+from cifargan.bench.gate import passed_gate
 from cifargan.bench.presets import compose, narrowed, reference_module
 from cifargan.bench.roofline import count_flops, count_traffic, measure
 from cifargan.bench.timing import compare, one_thread
@@ -48,11 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=count, metavar="N", help=f"of the generator (default: own; on a CPU {CPU_WIDTH})")
     p.add_argument("--rounds", type=count, metavar="N", default=ROUNDS, help=f"turns of each (default: {ROUNDS})")
     p.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        metavar="NAME",
-        help="fp32: without bf16; bf16: with it; auto: with it where the device computes in it",
+        "--no-bf16", action="store_true", help="without bf16, which is timed where the device computes in it"
     )
     p.add_argument("--compile", action="store_true", help="add torch.compile, which takes minutes")
     p.add_argument("--only-gate", action="store_true", help="check that both compute the same, and time nothing")
@@ -76,13 +72,17 @@ def run(arguments: list[str]) -> int:
     before = torch.get_rng_state()
     config = scaled(full, options, device)
     record: dict[str, Any] = {"preset": options.preset, "config": plain(config), "machine": machine(device)}
-    print(about(record))
+    where = record["machine"]
+    print(
+        f"machine    {where['device']}, {where['cpu']}, threads: {where['threads']}, torch {where['versions']['torch']}"
+    )
+    print(f"batch      {config.trainer.batch_size}, {config.trainer.d_steps} + 1 updates an iteration")
     checks = passed_gate(full)
-    print("\n".join(["", "gate       cifargan, all options on, agrees with the reference", *gate_lines(checks)]))
+    print("gate       cifargan, all options on, agrees with the reference")
+    print(*aligned([[f"  {check.name}", f"{check.error:.1e}", f"of {check.limit:.0e}"] for check in checks]), sep="\n")
     record["checks"] = [asdict(check) for check in checks]
     if not options.only_gate:
-        bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16_units(device))
-        chosen = variants(device, bf16=bf16, compiled=options.compile)
+        chosen = variants(device, bf16=has_bf16_units(device) and not options.no_bf16, compiled=options.compile)
         with one_thread(device):
             results, baseline = compare(chosen, config, device=device, rounds=options.rounds)
             roofline = measure(device, {variant.precision for variant in chosen})
@@ -119,23 +119,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
     }
-
-
-def about(record: dict[str, Any]) -> str:
-    """Two lines: what is timed, and where."""
-    trainer, parts, where = record["config"]["trainer"], record["config"]["model"], record["machine"]
-    widths = [parts[part].get("channels", parts[part].get("base_channels")) for part in ("generator", "discriminator")]
-    packages = ", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "python", "cifargan"))
-    return (
-        f"preset     {record['preset']}: generator {widths[0]} wide, discriminator {widths[1]}, "
-        f"batch {trainer['batch_size']}, {trainer['d_steps']} + 1 updates an iteration\n"
-        f"machine    {where['device']}, {where['cpu']}, threads: {where['threads']}, {packages}"
-    )
-
-
-def gate_lines(checks: list[Check]) -> list[str]:
-    """A line for each check."""
-    return aligned([[f"  {check.name}", f"{check.error:.1e}", f"of {check.limit:.0e}"] for check in checks])
 
 
 def timing_lines(record: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The scores of a run: what they cost, what they decide, and that one that fails costs itself and not the run."""
+"""Score a run while it trains: log, save and watch the scores. A failed evaluation costs a warning, not the run."""
 
 import logging
 import time
@@ -19,26 +19,26 @@ from cifargan.training.log import RunLog, Throughput
 
 log = logging.getLogger(__name__)
 
-# Called with each evaluation's step, records and monitored key, by whoever started the training; may raise to end it.
-# In the context, as what lies between has no business with it.
+# Called with each evaluation's step, records and monitored key; may raise to end the training. It is set in the context
+# by whoever starts the training (a search over settings).
 Watcher = Callable[[int, list[Record], str], None]
 
 
 def nobody(step: int, records: list[Record], monitor: str) -> None:
-    """No one looks at the scores as they come."""
+    """Ignore the scores."""
 
 
 watcher: ContextVar[Watcher] = ContextVar("watcher", default=nobody)
 
 
 class Scoring:
-    """Scores averaged weights with an evaluator, logs and keeps what it says, and remembers the best.
+    """Scores the averaged weights, and remembers the best score.
 
     Args:
-        evaluator: what scores.
+        evaluator: computes the scores.
         sampler: makes a sampler of a copy of the averaged weights.
-        tracker: where scores go.
-        pace: is told how long it took.
+        tracker: the run log.
+        pace: leaves out the time of evaluations.
         device: where training runs.
     """
 
@@ -64,7 +64,7 @@ class Scoring:
         )
 
     def score(self, step: int, stop: Stop) -> bool:
-        """Score the weights of `step`; whether this is the best score so far."""
+        """Score the weights of `step`; returns whether this is the best score so far."""
         records = self._records(step, lambda: self.evaluator.evaluate(self.sampler(), step=step, stop=stop))
         self.watch.look_at_details(records, step)
         monitored = [record.value for record in records if record.key == self.evaluator.monitor]
@@ -72,11 +72,11 @@ class Scoring:
         return any(self.watch.look(value, step) for value in monitored)
 
     def score_finally(self, step: int, stop: Stop) -> list[Record]:
-        """Score the last weights as one would report them. All training is saved by now."""
+        """Score the last weights with the samples of a published score."""
         return self._records(step, lambda: self.evaluator.final(self.sampler(), step=step, stop=stop))
 
     def _records(self, step: int, evaluate: Callable[[], list[Record]]) -> list[Record]:
-        """What an evaluation yields, logged and kept."""
+        """Evaluate, log and save; [] if the evaluation fails or is stopped."""
         started = time.monotonic()
         try:
             records = evaluate()
@@ -86,15 +86,15 @@ class Scoring:
             records = []
         except Exception as error:
             if distributed.world_size() > 1 and not is_met_by_all(error):
-                # The others wait for what will not come: this process has to end, and with it the run.
+                # The other ranks wait for this one, so it has to end, and with it the run.
                 raise
-            # torch says with a RuntimeError that memory is out. What nobody foresaw keeps its trace.
+            # torch reports exhausted memory with a RuntimeError. A bug keeps its traceback.
             foreseen = isinstance(error, UserError | RuntimeError | MemoryError)
             reason = (str(error) or repr(error)).splitlines()[0]
-            log.warning("step %d: no scores (%s); training goes on", step, reason, exc_info=not foreseen)
+            log.warning("step %d: no scores (%s); training continues", step, reason, exc_info=not foreseen)
             records = []
         if self.device.type == "cuda":
-            # The extractor's activations must not stand in the way of training's.
+            # The memory of the extractor's activations is needed by training.
             torch.cuda.empty_cache()
         seconds = time.monotonic() - started
         self.pace.pause(seconds)
@@ -105,7 +105,7 @@ class Scoring:
         return records
 
     def _keep(self, step: int, records: list[Record]) -> None:
-        """Write scores to their file; where it cannot be written they are still in the log, and still decide."""
+        """Write scores to evaluation.json; if that fails they are still in the log, and still count."""
         try:
             if records:
                 on_rank_zero(lambda: add_to_file(self.tracker.directory.evaluation, records))
