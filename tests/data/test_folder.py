@@ -203,6 +203,16 @@ def test_a_zip_member_that_was_damaged_is_a_broken_file(tree: Path, tmp_path: Pa
     assert load(packed, skip=True).skipped == 1
 
 
+def test_a_file_that_vanishes_is_reported(tree: Path) -> None:
+    def read() -> None:
+        with storage.open_storage(tree) as opened:
+            (tree / "train" / "ant" / "0.png").unlink()
+            opened.read("train/ant/0.png")
+
+    with pytest.raises(UserError, match=r"data\.root: cannot read .*0\.png"):
+        read()
+
+
 def test_what_is_no_image_folder_is_explained(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder or zip at .*/nowhere"):
         load(tmp_path / "nowhere")

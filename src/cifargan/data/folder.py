@@ -5,8 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -73,7 +72,7 @@ class Folder(ImageSource):
         Raises:
             UserError: The folder has another layout, cannot be read, or holds a broken file that may not be skipped.
         """
-        with open_storage(self.root) as storage, _readable_storage("data.root", self.root):
+        with open_storage(self.root) as storage:
             splits = self._choose_splits(storage)
             classes = storage.folders(splits[0])
             for split in splits[1:]:
@@ -177,7 +176,7 @@ def load_images(path: Path) -> ImageSet:
     if path.suffix == ".npz" and path.is_file():
         images, labels, classes = _from_arrays(path)
     else:
-        with open_storage(path, setting="images") as storage, _readable_storage("images", path):
+        with open_storage(path, setting="images") as storage:
             images, labels, classes = _from_files(storage)
     require_names(classes, readable(str(path)))
     return ImageSet(
@@ -232,13 +231,3 @@ def _from_arrays(path: Path) -> tuple[NDArray[np.uint8], list[int], Sequence[str
     if not labels:
         classes, labels = ["all"], [0] * len(images)
     return images.transpose(0, 3, 1, 2), labels, classes  # (N, H, W, 3) -> (N, 3, H, W)
-
-
-@contextmanager
-def _readable_storage(setting: str, root: Path) -> Iterator[None]:
-    """Report what the disk refuses in one line."""
-    try:
-        yield
-    except OSError as error:
-        place = readable(str(error.filename or root))
-        raise UserError(f"{setting}: cannot read {place}: {error.strerror or error}") from error

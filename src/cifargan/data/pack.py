@@ -48,11 +48,7 @@ def pack(source: Path, out: Path, *, force: bool = False, skip_broken: bool = Fa
     if out.exists() and not force:
         raise UserError(f"{readable(str(out))} exists: give another name, or --force to replace it")
     with open_storage(source, setting="DIR") as storage:
-        try:
-            return _pack(storage, out, skip_broken=skip_broken)
-        except OSError as error:
-            place = readable(str(error.filename or source))
-            raise UserError(f"cannot read {place}: {error.strerror or error}") from error
+        return _pack(storage, out, skip_broken=skip_broken)
 
 
 def _pack(storage: Storage, out: Path, *, skip_broken: bool) -> Packed:

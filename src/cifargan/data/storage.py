@@ -6,10 +6,10 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from cifargan.errors import UserError
 from cifargan.untrusted import readable, refusing
@@ -71,12 +71,6 @@ class Storage(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close any open file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 class Directory(Storage):
@@ -152,24 +146,29 @@ class Zip(Storage):
         self._zip.close()
 
 
-def open_storage(root: Path, *, setting: str = "data.root") -> Storage:
-    """Open the folder or zip that the user named in `setting`.
+@contextmanager
+def open_storage(root: Path, *, setting: str = "data.root") -> Iterator[Storage]:
+    """Open the folder or zip that the user named in `setting`, and close it afterwards.
 
     Raises:
-        UserError: There is nothing there, or something else, or it cannot be read.
+        UserError: There is nothing there, or something else; or something cannot be read, also within the `with` block.
     """
     shown = readable(str(root))
     try:
         if root.is_dir():
-            return Directory(root)
-        if zipfile.is_zipfile(root):
+            storage: Storage = Directory(root)
+        elif zipfile.is_zipfile(root):
             with refusing(f"{setting}: {shown} is a damaged zip: create or download it again"):
-                return Zip(root)
-        if root.exists():
+                storage = Zip(root)
+        elif root.exists():
             raise UserError(f"{setting}: {shown} is a file, but not a zip; give a folder with one sub-folder per class")
+        else:
+            raise UserError(f"{setting}: there is no folder or zip at {shown}")
+        with closing(storage):
+            yield storage
     except OSError as error:
-        raise UserError(f"{setting}: cannot read {readable(str(error.filename or root))}: {error.strerror}") from error
-    raise UserError(f"{setting}: there is no folder or zip at {shown}")
+        place = readable(str(error.filename or root))
+        raise UserError(f"{setting}: cannot read {place}: {error.strerror or error}") from error
 
 
 def is_image(name: str) -> bool:
