@@ -1,4 +1,4 @@
-"""`cifargan train init=...`: which settings and weights a run takes over, and how it goes on."""
+"""`cifargan train init=...`: which settings and weights a run takes over, and how it resumes."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_an_exported_file(tune: Callable[..., Path], run: Path, command: Command
     assert command("export", str(run), "--format", "safetensors", "--device", "cpu").returncode == 0
     fine = tune(f"init={run / 'export' / 'generator.safetensors'}")
     assert settings(fine)["model"] == settings(run)["model"]
-    assert "the file holds no discriminator: it starts anew" in (fine / "train.log").read_text()
+    assert "the file holds no discriminator: a new one is trained" in (fine / "train.log").read_text()
     layer = "to_image.weight"
     assert (state(fine)["generator"][layer] - state(run)["ema"][layer]).abs().max() < 1e-3
 

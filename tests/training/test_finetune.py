@@ -102,15 +102,15 @@ def test_what_depends_on_classes_is_new_and_all_else_is_not(
         ("generator", gan.ema.generator, start.networks.of("ema"), untouched.generator),
         ("discriminator", gan.discriminator, start.discriminator, untouched.discriminator),
     ):
-        anew = 0
+        found = 0
         for key, tensor in network.state_dict().items():
             is_new = f"{name}.{key}".partition(".parametrizations")[0].removesuffix(".weight") in fresh
-            anew += is_new
+            found += is_new
             assert torch.equal(tensor, before.state_dict()[key] if is_new else weights[key]), key
-        assert anew
+        assert found
     assert gan.step == 0
     assert not gan.g_optimizer.state
-    # The average goes on from its own weights, which are not those of the generator.
+    # The average starts from its own weights, which are not those of the generator.
     assert any(
         not torch.equal(start.networks.of("ema")[key], start.networks.of("raw")[key])
         for key in start.networks.of("ema")
@@ -132,14 +132,14 @@ def test_a_file_gives_its_generator_to_one_with_spectral_norm(composed: Composed
         torch.testing.assert_close(network(z, y), exported.eval()(z, y), atol=0.02, rtol=0)
     own, theirs = gan.discriminator.state_dict(), untouched.discriminator.state_dict()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
-    assert "it starts anew" in start.lines(tuple("klm"))[1]
+    assert "a new one is trained" in start.lines(tuple("klm"))[1]
 
 
 def test_other_names_of_as_many_classes_are_told(composed: Composed) -> None:
     start = start_of(composed(*BIGGAN), 3)
     game_of(composed(*BIGGAN), 3, start)
     assert start.new == []
-    assert "with other names" in start.lines(("a", "b", "c"))[1]
+    assert "other class names" in start.lines(("a", "b", "c"))[1]
     assert len(start.lines(start.about.classes)) == 1
 
 
@@ -185,7 +185,7 @@ def test_frozen_blocks_stay_as_they_are(composed: Composed, overrides: tuple[str
         # A zero that gets no gradient stays one: a first bias before batch norm, say.
         assert torch.equal(weight, value) == (weight in held)
         assert weight.requires_grad == (weight not in held)
-    # And it goes on from its state.
+    # And it resumes from its state.
     again = game_of(config, 3)
     again.load_state(gan.state())
     assert not any(weight.requires_grad for layer in again.discriminator.blocks()[0] for weight in layer.parameters())

@@ -1,1 +1,1 @@
-"""Carrying a generator away: into a file that another program, or another machine, draws from."""
+"""Export a generator into a file that another program or machine draws from."""

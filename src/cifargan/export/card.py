@@ -1,4 +1,4 @@
-"""What stands beside an exported generator: all that somebody needs to know who has nothing else."""
+"""The card of an exported generator: all that somebody without the run needs to know."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -83,7 +83,7 @@ def settings(config: DictConfig) -> dict[str, Any]:
         kept["evaluator"] = {"name": plain["evaluator"]["name"]}
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the checkpoint does not say how it was trained ({error}): it is damaged, or none of ours"
+            f"the checkpoint does not say how it was trained ({error}): it is damaged or not a checkpoint of cifargan"
         ) from error
     return kept
 

@@ -36,7 +36,7 @@ def onnx_bytes(plain: PlainGenerator, card: Card) -> bytes:
     require_packages()
     network = traceable(plain)
     inputs = example(network, 2)
-    # It tells of every node that it simplifies.
+    # It logs every node that it simplifies.
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings(action="ignore"):

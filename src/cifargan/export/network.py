@@ -1,4 +1,4 @@
-"""A generator as it is carried away: plain weights, and batch-norm statistics that need nothing more."""
+"""A generator for export: plain weights, with spectral norm and standing statistics folded in."""
 
 import copy
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class Start:
         return self.networks.weights.get("discriminator")
 
     def facts(self) -> dict[str, Any]:
-        """What belongs into a run's provenance."""
+        """The facts for a run's provenance."""
         return {
             "path": str(self.path),
             "step": self.about.step,
@@ -63,17 +63,15 @@ class Start:
         }
 
     def lines(self, classes: tuple[str, ...]) -> list[str]:
-        """What a log says of it. `classes` are those that are trained on now."""
+        """The lines of the log. `classes` are those of the new run."""
         found = [f"init     {self.path}, step {self.about.step:,}"]
         if self.discriminator is None:
-            found.append("init     the file holds no discriminator: it starts anew")
+            found.append("init     the file holds no discriminator: a new one is trained")
         if self.new:
             then = len(self.about.classes)
             found.append(f"init     new for {len(classes)} classes instead of {then}: {', '.join(self.new)}")
         elif classes != self.about.classes:
-            found.append(
-                "init     as many classes as before, with other names: each starts as the one in its place was"
-            )
+            found.append("init     other class names, the same number: each class starts from the one with its label")
         return found
 
     def require_size(self, image_size: int) -> None:
@@ -90,11 +88,11 @@ class Start:
             )
 
     def apply(self, gan: GANStep, twins: Mapping[str, Callable[[int], nn.Module]]) -> None:
-        """Give the networks of a gan these weights.
+        """Load these weights into the networks of a new training step.
 
         Args:
-            gan: not played yet.
-            twins: for `generator` and `discriminator` what makes such a network for a number of classes.
+            gan: at step 0.
+            twins: for `generator` and `discriminator`, a function from a number of classes to such a network.
 
         Raises:
             UserError: the networks differ in more than classes.
