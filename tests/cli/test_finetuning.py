@@ -95,9 +95,15 @@ def test_what_the_command_line_says_wins(tune: Callable[..., Path], run: Path) -
 def test_a_sweep(run: Path, command: Command, tmp_path: Path) -> None:
     ran = command("train", "-m", *NEW, f"init={run}", "seed=1,2", "hydra.sweep.dir=sweep")
     assert ran.returncode == 0, ran.stderr
-    for job in ("0", "1"):
-        assert settings(tmp_path / "sweep" / job)["model"] == settings(run)["model"]
-        assert "init     " in (tmp_path / "sweep" / job / "train.log").read_text()
+    jobs = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    assert len(jobs) == 2
+    for job in jobs:
+        assert settings(job)["model"] == settings(run)["model"]
+        assert "init     " in (job / "train.log").read_text()
+    # A resumed sweep finds them.
+    again = command("train", "-m", *NEW, f"init={run}", "seed=1,2", "hydra.sweep.dir=sweep", "sweep=resume")
+    assert again.returncode == 0, again.stderr
+    assert "0 of 2 jobs remain" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_a_sweep(run: Path, command: Command, tmp_path: Path) -> None:
         (("init=nowhere.safetensors",), "init=nowhere.safetensors: there is no such file"),
         (("init=outputs/cdcgan/run", "model=cdcgan"), "has another generator: "),
         (("init=outputs/cdcgan/run", "data.image_size=32"), "set data.image_size=16"),
-        (("init=outputs/cdcgan/run", "trainer.freeze_d=3"), "the body of this discriminator has 2 blocks"),
+        (("init=outputs/cdcgan/run", "trainer.freeze_d=3"), "DCGANDiscriminator has 2 blocks"),
         (("init=outputs/cdcgan/run", "trainer.freeze_d=-1"), "trainer.freeze_d=-1: must be at least 0"),
         (("trainer.freeze_d=1",), "set init=RUN too"),
     ],

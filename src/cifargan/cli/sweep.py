@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cifargan.cli.launching import beside_others, hand_back
-from cifargan.compose import key_of, value_of
+from cifargan.compose import INIT, key_of, value_of
 from cifargan.config_files import LAUNCHER
 from cifargan.errors import UserError, did_you_mean
 from cifargan.explain import explain
@@ -196,7 +196,9 @@ def _newest_with(wanted: Jobs, root: Path) -> Path | None:
 
 def folder_of(overrides: Iterable[str]) -> str:
     """The name of a job's folder: a function of what it trains, however the overrides are ordered."""
-    own = sorted(o for o in overrides if key_of(o) not in NO_IDENTITY and not is_hydras(o))
+    # What `init` chooses follows from `init`.
+    counts = (o for o in overrides if key_of(o) not in NO_IDENTITY and value_of(o) != INIT)
+    own = sorted(o for o in counts if not is_hydras(o))
     words = (f"{key_of(o)}-{value_of(o)}" for o in own if "." not in key_of(o))
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(words))[:READABLE].strip("-_")
     return f"{name}-{hashlib.sha256(chr(10).join(own).encode()).hexdigest()[:8]}".lstrip("-")
