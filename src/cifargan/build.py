@@ -13,12 +13,12 @@ from cifargan.errors import UserError
 from cifargan.registry import LOGGERS
 from cifargan.runs.checkpoint import CheckpointStore, State, require_classes
 from cifargan.runs.directory import RunDirectory
+from cifargan.schema import takes
 from cifargan.training.conv_autotune import faster_forms
 from cifargan.training.finetune import Start, freeze_first
 from cifargan.training.log import RunLog
 from cifargan.training.loggers import ImageFiles, JSONLines
 from cifargan.training.loop import Trainer
-from cifargan.training.optimizers import FUSED
 from cifargan.training.precision import Precision
 from cifargan.training.speed import Switches, remembered
 from cifargan.training.state import be_deterministic, seed_everything, use_tf32
@@ -59,7 +59,7 @@ def build_gan(
     if generator.num_classes and images.num_classes == 1:
         raise UserError(
             f"the data have one class ({images.classes[0]}) and this model is conditional: add a folder for each "
-            "class, or choose an unconditional one: model=dcgan, dcgan_dense, dcgan64 or sagan"
+            "class, or choose an unconditional one, such as model=dcgan"
         )
     discriminator = parts.discriminator(**shape).to(device)
     objective = parts.objective().to(device)
@@ -80,7 +80,8 @@ def build_gan(
             device,
             deterministic=root.deterministic,
             scaled=precision.name == "fp16",
-            fusible=all(parts.config.optimizer[name].name in FUSED for name in parts.optimizers),
+            fusible=all(takes(optimizer, "fused") for optimizer in parts.optimizers.values()),
+            recordable=all(takes(optimizer, "recorded") for optimizer in parts.optimizers.values()),
             faster_forms=times,
             before=before,
             alone=world_size() == 1,
@@ -90,9 +91,13 @@ def build_gan(
     for network in (generator, discriminator):
         switches.prepare(network)
     freeze_first(discriminator, parts.extras.freeze_d)
+    speed = {"fused": switches.fused, "recorded": switches.graph}
     g_optimizer, d_optimizer = (
-        parts.optimizers[name](parameters=list(network.parameters()), fused=switches.fused, recorded=switches.graph)
-        for name, network in (("generator", generator), ("discriminator", discriminator))
+        make(parameters=list(network.parameters()), **{key: on for key, on in speed.items() if takes(make, key)})
+        for make, network in (
+            (parts.optimizers["generator"], generator),
+            (parts.optimizers["discriminator"], discriminator),
+        )
     )
     return GANStep(
         generator=generator,

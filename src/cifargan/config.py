@@ -11,13 +11,14 @@ from typing import Any, TypeVar, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cifargan.data.sources import ImageSet
+from cifargan.data.sources import ImageSet, ImageSource
 from cifargan.device import select_device
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.evaluator import Evaluator, FeatureEvaluator, NoEvaluator
 from cifargan.evaluation.extractors.interface import FeatureExtractor
-from cifargan.models.interface import Discriminator, Generator
-from cifargan.objectives.base import Augment
+from cifargan.models.interface import Discriminator, Generator, Head
+from cifargan.objectives.base import Augment, Loss, Penalty
+from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.objective import Objective
 from cifargan.registry import (
     AUGMENTS,
@@ -34,7 +35,7 @@ from cifargan.registry import (
     PENALTIES,
     SOURCES,
 )
-from cifargan.schema import arguments, lookup, part, section, without
+from cifargan.schema import arguments, lookup, part, section, takes, without
 from cifargan.training.ema import WeightAverage
 from cifargan.training.precision import PrecisionName
 from cifargan.training.schedule import Schedule
@@ -50,7 +51,6 @@ PLAYERS = ("generator", "discriminator")
 SPLITS = ("train", "test")
 SHAPE = ("num_classes", "image_size")  # what the data decide about a network
 HEAD_PROVIDED = ("in_features", "num_classes", "spectral_norm")
-OPTIMIZER_PROVIDED = ("parameters", "fused", "recorded")
 EVALUATOR_PROVIDED = ("extractor", "images", "final_images", "table", "device")
 EVALUATOR_OWN = tuple(inspect.signature(FeatureEvaluator).parameters.keys() - {*EVALUATOR_PROVIDED})
 
@@ -147,7 +147,7 @@ class Parts:
         discriminator: build it, head included, from the same.
         objective: build what both networks minimise: loss, penalties, class term.
         augment: build the augmentation.
-        optimizers: build the optimiser of each network from `parameters`, `fused` and `recorded`.
+        optimizers: build the optimiser of each network from `parameters`, and `fused` and `recorded` if it takes them.
         ema: average the weights of a generator.
         evaluator: build the evaluator for `images`, with its networks and the features of the images.
     """
@@ -191,10 +191,6 @@ def parse(config: DictConfig) -> Parts:
             if key not in known:
                 hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
                 raise UserError(f"{where}.{key}: no such setting{hint}")
-    optimizers = {
-        name: part(OPTIMIZERS, section(config, f"optimizer.{name}"), f"optimizer.{name}", provided=OPTIMIZER_PROVIDED)
-        for name in PLAYERS
-    }
     parts = Parts(
         config=config,
         root=root,
@@ -206,17 +202,17 @@ def parse(config: DictConfig) -> Parts:
         generator=generator_part(section(config, "model.generator")),
         discriminator=discriminator_part(section(config, "model.discriminator")),
         objective=objective_part(config),
-        augment=part(AUGMENTS, config.augment, "augment"),
-        optimizers=optimizers,
+        augment=part(AUGMENTS, config.augment, "augment", kind=Augment),
+        optimizers={name: optimizer_part(config, f"optimizer.{name}") for name in PLAYERS},
         ema=partial(
             WeightAverage,
             **arguments(WeightAverage, section(config, "trainer.ema"), "trainer.ema", provided=["generator"]),
         ),
         evaluator=evaluator_part(config.evaluator, data=config.data, device=device),
     )
-    part(SOURCES, config.data, "data")
+    part(SOURCES, config.data, "data", kind=ImageSource)
     arguments(Critic, section(config, "loss.critic"), "loss.critic")
-    _require_class_term(config)
+    _require_outputs(config)
     if parts.extras.freeze_d and root.init is None:
         raise UserError(f"trainer.freeze_d={parts.extras.freeze_d}: freezes trained blocks: set init=RUN too")
     return parts
@@ -224,8 +220,9 @@ def parse(config: DictConfig) -> Parts:
 
 def objective_part(config: DictConfig) -> Callable[[], Objective]:
     """What `loss`, `regularizer` and `model.classification` describe together."""
-    loss = part(LOSSES, without(config.loss, "critic"), "loss")
-    class_term = part(CLASSIFICATIONS, section(config, "model.classification"), "model.classification")
+    loss = part(LOSSES, without(config.loss, "critic"), "loss", kind=Loss)
+    where = "model.classification"
+    class_term = part(CLASSIFICATIONS, section(config, where), where, kind=ClassificationLoss)
     penalties = {}
     for key in map(str, config.regularizer):
         node = section(config, f"regularizer.{key}")
@@ -234,28 +231,39 @@ def objective_part(config: DictConfig) -> Callable[[], Objective]:
             raise UserError(
                 f"{setting} is set, but {key} is not chosen: choose it with 'regularizer=[{key}]', or leave the setting out"
             )
-        penalties[key] = part(PENALTIES, node, f"regularizer.{key}")
+        penalties[key] = part(PENALTIES, node, f"regularizer.{key}", kind=Penalty)
     return lambda: Objective(loss(), {name: build() for name, build in penalties.items()}, class_term())
 
 
-def _require_class_term(config: DictConfig) -> None:
-    """Check that the class term reads what the head gives, and that something trains what the head gives.
+def _require_outputs(config: DictConfig) -> None:
+    """Check that the discriminator gives what the class term and the penalties read, and that one of them reads it.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or none does.
     """
-    where, head_where = "model.classification", "model.discriminator.head"
-    term: Any = lookup(CLASSIFICATIONS, section(config, where), where)
-    head: Any = lookup(HEADS, section(config, head_where), head_where)
-
-    def fits(head: Any) -> bool:
-        return set(term.needs) <= set(head.gives) and bool(term.needs) == bool(head.gives)
-
-    if not fits(head):
-        fitting = " or ".join(name for name, other in HEADS.items() if fits(other))
+    terms = {"model.classification": CLASSIFICATIONS, **{f"regularizer.{key}": PENALTIES for key in config.regularizer}}
+    model = section(config, "model.discriminator")
+    gives, source = given_beside_logits(model), f"model.discriminator.name={model.name}"
+    if "head" in model:
+        source = f"model.discriminator.head.name={model.head.name}"
+    read = False
+    for where, registry in terms.items():
+        node = section(config, where)
+        term: Any = lookup(registry, node, where)
+        read = read or bool(term.needs)
+        if missing := [field for field in term.needs if field not in gives]:
+            heads: Any = HEADS
+            fitting = [name for name, head in heads.items() if {*term.needs} <= {*head.gives}]
+            raise UserError(
+                f"{source} does not give {' and '.join(missing)}, which {where}.name={node.name} needs: "
+                f"choose the head {' or '.join(fitting) or 'of your own that does'}, or another {where}"
+            )
+    if gives and not read:
+        parts: Any = CLASSIFICATIONS
+        fitting = [name for name, term in parts.items() if term.needs and {*term.needs} <= {*gives}]
         raise UserError(
-            f"{head_where}.name={config.model.discriminator.head.name} does not go with {where}.name="
-            f"{config.model.classification.name}, which needs {fitting}; model=acbiggan and model=reacgan set both"
+            f"{source} gives {' and '.join(gives)}, which nothing trains: "
+            f"choose model.classification.name={' or '.join(fitting) or '...'}, or another head"
         )
 
 
@@ -289,14 +297,35 @@ def _known(kind: type[SettingsT], node: DictConfig, where: str, **provided: Any)
 
 def generator_part(node: DictConfig) -> Callable[..., Generator]:
     """What `model.generator` describes; takes `num_classes` and `image_size`."""
-    return part(GENERATORS, node, "model.generator", provided=SHAPE)
+    return part(GENERATORS, node, "model.generator", kind=Generator, provided=SHAPE)
 
 
 def discriminator_part(node: DictConfig) -> Callable[..., Discriminator]:
-    """What `model.discriminator` describes, with its head; takes `num_classes` and `image_size`."""
+    """What `model.discriminator` describes, with its head if it takes one; takes `num_classes` and `image_size`."""
     where = "model.discriminator"
+    if not takes(lookup(DISCRIMINATORS, node, where, Discriminator), "head"):
+        return part(DISCRIMINATORS, node, where, provided=SHAPE)
     body = part(DISCRIMINATORS, without(node, "head"), where, provided=(*SHAPE, "head"))
-    return partial(body, head=part(HEADS, section(node, "head", where), f"{where}.head", provided=HEAD_PROVIDED))
+    head = part(HEADS, section(node, "head", where), f"{where}.head", kind=Head, provided=HEAD_PROVIDED)
+    return partial(body, head=head)
+
+
+def optimizer_part(config: DictConfig, where: str) -> Callable[..., torch.optim.Optimizer]:
+    """What `optimizer.generator` or `.discriminator` describes."""
+    node = section(config, where)
+    optional = [key for key in ("fused", "recorded") if takes(lookup(OPTIMIZERS, node, where), key)]
+    return part(OPTIMIZERS, node, where, provided=("parameters", *optional))
+
+
+def given_beside_logits(discriminator: DictConfig) -> tuple[str, ...]:
+    """The fields of `DiscriminatorOutput`, beside `logits`, that what `model.discriminator` describes fills."""
+    where = "model.discriminator"
+    body: Any = lookup(DISCRIMINATORS, discriminator, where, Discriminator)
+    head: Any = (
+        lookup(HEADS, section(discriminator, "head", where), f"{where}.head", Head) if takes(body, "head") else body
+    )
+    gives: tuple[str, ...] = head.gives
+    return gives
 
 
 def build_generator(node: DictConfig, *, num_classes: int, image_size: int) -> Generator:

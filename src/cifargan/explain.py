@@ -30,10 +30,22 @@ def report(error: BaseException, *, traceback: bool = False) -> int:
     message = explain(error)
     if traceback or message is None:
         tracebacks.print_exception(error)
-    text = message or f"this is a bug in cifargan: {error!r}"
+    text = message or f"{_place(error)}: {error!r}"
     # A message may quote what a stranger wrote, and control characters would act on the terminal.
     print("error: " + "\n".join(readable(line, limit=4000) for line in text.split("\n")), file=sys.stderr)
     return exit_code(error)
+
+
+def _place(error: BaseException) -> str:
+    """Whose code has failed: a part of the user's own, or this package."""
+    if "cifargan.registry" in sys.modules:  # nobody else has registered anything; importing it takes seconds
+        own = sys.modules["cifargan.registry"].own_modules()
+        for frame, line in reversed([*tracebacks.walk_tb(error.__traceback__)]):
+            if frame.f_globals.get("__name__") in own:
+                return f"an error in {frame.f_code.co_filename}, line {line}"
+        if isinstance(error, AttributeError) and type(error.obj).__module__ in own:
+            return f"an error in your class {type(error.obj).__name__}"
+    return "this is a bug in cifargan"
 
 
 def exit_code(error: BaseException) -> int:
@@ -102,7 +114,8 @@ def _explain_composition(error: Exception) -> str:
 def _no_such_option(path: str) -> str:
     group, _, name = path.rpartition("/")
     known = choices(group)
-    hint = did_you_mean(name, known) or f"; choose from {', '.join(known) or 'none, there are none yet'}"
+    own = "; one of your own needs --config-dir DIR, also to resume"
+    hint = did_you_mean(name, known) or f"; choose from {', '.join(known) or 'none, there are none yet'}{own}"
     return f"{group}={name}: no such {group or 'config'}{hint}"
 
 

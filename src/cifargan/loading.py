@@ -10,18 +10,16 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from cifargan.config import build_discriminator, build_generator
+from cifargan.config import build_discriminator, build_generator, given_beside_logits
 from cifargan.device import select_device
 from cifargan.errors import UserError
-from cifargan.models.heads import AuxiliaryHead, EmbeddingHead
 from cifargan.models.interface import Discriminator, Generator
 from cifargan.models.spectral import remove_spectral_norm_
-from cifargan.registry import HEADS
 from cifargan.runs.checkpoint import CheckpointStore
 from cifargan.runs.directory import find_run
 from cifargan.runs.networks import Description, TrainedNetworks, read_networks
 from cifargan.sampling import BatchNormMode, Sampler
-from cifargan.schema import lookup, section
+from cifargan.schema import section
 from cifargan.tensor_file import is_tensor_file
 from cifargan.training.speed import Switches, remembered
 from cifargan.training.state import load_network, require_fits
@@ -166,10 +164,9 @@ def load_classifier(
     """
     networks = _networks(source, checkpoint, Path(root))
     about = networks.about
-    where = "model.discriminator.head"
-    if networks.plain or lookup(HEADS, section(about.config, where), where) not in (AuxiliaryHead, EmbeddingHead):
-        return None
     node = section(about.config, "model.discriminator")
+    if networks.plain or "class_logits" not in given_beside_logits(node):
+        return None
     build = partial(build_discriminator, node, num_classes=len(about.classes), image_size=about.image_size)
     return _loaded(build, networks, "discriminator", "discriminator").to(select_device(device)).eval()
 

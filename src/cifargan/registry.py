@@ -3,10 +3,6 @@
 A registry and never a dotted path: a config or a checkpoint that somebody was sent must not be able to run code.
 """
 
-from typing import Any
-
-from omegaconf import DictConfig
-
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
@@ -37,7 +33,7 @@ from cifargan.objectives.base import Augment
 from cifargan.objectives.classification import D2DCE, CrossEntropy, NoClassification
 from cifargan.objectives.losses import BCELoss, HingeLoss, RelativisticLoss, WassersteinGPLoss, WassersteinLoss
 from cifargan.objectives.penalties import R1, R2, Consistency, LeCam
-from cifargan.schema import Registry, part
+from cifargan.schema import Registry
 from cifargan.training.loggers import CSVTable, TensorBoard
 from cifargan.training.optimizers import adam, rmsprop
 from cifargan.training.services import MLflow, WandB
@@ -83,11 +79,10 @@ METRICS: dict[str, Metric] = {
 }
 LOGGERS: Registry = {"tensorboard": TensorBoard, "csv": CSVTable, "wandb": WandB, "mlflow": MLflow}
 LOGGER_EXTRAS = ("wandb", "mlflow")
-
-
-def construct(registry: Registry, node: DictConfig, where: str, **provided: Any) -> Any:
-    """Build what a node names, from its settings and from what the program provides."""
-    return part(registry, node, where, provided=provided)(**provided)
+REGISTRIES = (
+    *(SOURCES, GENERATORS, DISCRIMINATORS, HEADS, CLASSIFICATIONS, LOSSES, PENALTIES),
+    *(AUGMENTS, OPTIMIZERS, EXTRACTORS, LOGGERS),
+)
 
 
 def metric_of(score: str) -> Metric | None:
@@ -98,3 +93,13 @@ def metric_of(score: str) -> Metric | None:
             names.setdefault(name, metric)
     fitting = [name for name in names if name and f"{score}_".startswith(f"{name}_")]
     return names[max(fitting, key=len)] if fitting else None
+
+
+def own_modules() -> set[str]:
+    """The names of the modules outside this package that have registered a part."""
+    return {
+        module
+        for registry in REGISTRIES
+        for part in registry.values()
+        if not (module := getattr(part, "__module__", "cifargan")).startswith("cifargan.")
+    }

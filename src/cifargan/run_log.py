@@ -85,6 +85,7 @@ def preflight(parts: Parts, trainer: Trainer, directory: Path) -> list[str]:
     model, g, d = config.model, config.optimizer.generator, config.optimizer.discriminator
     g_rate, d_rate = (optimizer.param_groups[0]["lr"] for optimizer in (gan.g_optimizer, gan.d_optimizer))
     normalisers = [name for name in ("spectral_norm", "batch_norm") if model.discriminator.get(name, False)]
+    head = f"{model.discriminator.head.name} head" if "head" in model.discriminator else "its own head"
     together = f"{world_size()} processes, each " if world_size() > 1 else ""
     idle = unused_gpu() if gan.device.type == "cpu" and config.device == "auto" else None
     return [
@@ -92,7 +93,7 @@ def preflight(parts: Parts, trainer: Trainer, directory: Path) -> list[str]:
         f"data     {images.name} {'+'.join(images.splits)}: {len(images.images):,} images, {images.num_classes} classes, "
         f"{images.image_size}x{images.image_size}, flip {'on' if images.flip else 'off'}",
         f"model    G {model.generator.name} {millions[0]}, D {model.discriminator.name} {millions[1]} "
-        f"({model.discriminator.head.name} head, {' and '.join(normalisers) or 'no normaliser'})",
+        f"({head}, {' and '.join(normalisers) or 'no normaliser'})",
         f"loss     {config.loss.name}, regularizer {', '.join(config.regularizer) or 'none'}, augment {config.augment.name}",
         f"scores   {trainer.scoring.evaluator.plan}",
         f"update   {schedule.d_steps} D per G, batch {schedule.batch_size}, G {g.name} lr {g_rate:g}, "

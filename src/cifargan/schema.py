@@ -76,11 +76,17 @@ def from_file(content: Any, where: str) -> DictConfig:
     return OmegaConf.create(content)
 
 
-def lookup(registry: Registry, node: DictConfig, where: str) -> Callable[..., Any]:
+def lookup(registry: Registry, node: DictConfig, where: str, kind: type[Any] | None = None) -> Callable[..., Any]:
     """The constructor behind the `name` of a config node.
 
+    Args:
+        registry: what the name is looked up in.
+        node: holds the name.
+        where: the node's place in the configuration, for the error message.
+        kind: the base class of what it names; None where functions are registered too.
+
     Raises:
-        UserError: the node has no name, or one that the registry does not know.
+        UserError: the node has no name, or one that the registry does not know, or that stands for something else.
     """
     name = shown(_entries(node).get("name", MISSING_VALUE))
     choices = ", ".join(sorted(registry))
@@ -90,7 +96,15 @@ def lookup(registry: Registry, node: DictConfig, where: str) -> Callable[..., An
         raise UserError(
             f"{where}.name={name}: no such name{did_you_mean(name, registry) or f'; choose from {choices}'}"
         )
-    return registry[name]
+    found = registry[name]
+    if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
+        raise UserError(f"{where}.name={name}: {found!r} must be a subclass of {kind.__module__}.{kind.__name__}")
+    return found
+
+
+def takes(constructor: Callable[..., Any], argument: str) -> bool:
+    """Whether a constructor has an argument of this name."""
+    return argument in inspect.signature(constructor).parameters
 
 
 def arguments(
@@ -119,7 +133,10 @@ def arguments(
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: value for key, value in signature.items() if value.kind not in variadic}
     hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    settable = {key: hints[key] for key in parameters if key not in set(provided)}
+    settable = {key: hints.get(key) for key in parameters if key not in set(provided)}
+    for key, annotation in settable.items():
+        if annotation is None:
+            raise UserError(f"{prefix}{key}: the argument of {constructor.__name__} has no type: annotate it")
     given = {key: value for key, value in _entries(node).items() if key != "name" or key in settable}
 
     for key in given:
@@ -156,19 +173,28 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     return result
 
 
-def part(registry: Registry, node: DictConfig, where: str, *, provided: Iterable[str] = ()) -> partial[Any]:
+def part(
+    registry: Registry, node: DictConfig, where: str, *, kind: type[Any] | None = None, provided: Iterable[str] = ()
+) -> partial[Any]:
     """What a config node names, with its settings, checked and not built yet.
 
     Args:
         registry: what the name is looked up in.
         node: the name and the settings.
         where: the node's place in the configuration, for the error message.
+        kind: as of `lookup`.
         provided: arguments that the program passes when it calls the part.
 
     Raises:
-        UserError: as `lookup` and `arguments`.
+        UserError: as `lookup` and `arguments`; or the part does not take what the program passes.
     """
-    constructor = lookup(registry, node, where)
+    constructor = lookup(registry, node, where, kind)
+    parameters = inspect.signature(constructor).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in provided:
+            if key not in parameters:
+                name = shown(node.name)
+                raise UserError(f"{where}.name={name}: {constructor.__name__} must take {key}, which cifargan passes")
     return partial(constructor, **arguments(constructor, node, where, provided=provided))
 
 

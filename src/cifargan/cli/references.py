@@ -13,6 +13,7 @@ from cifargan.data.folder import load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.reference import Reference, import_statistics, reference_of
+from cifargan.registry import SOURCES
 
 
 def extractor_for(options: argparse.Namespace, own: DictConfig, device: torch.device) -> FeatureExtractor:
@@ -32,7 +33,7 @@ def with_settings(node: DictConfig, **given: str | None) -> DictConfig:
 def outside_reference(options: argparse.Namespace, extractor: FeatureExtractor, device: torch.device) -> Reference:
     """Real images by the name of a data set, by a path, or as statistics."""
     name, _, split = (options.reference or "cifar10").partition(":")
-    if name in ("cifar10", "digits"):
+    if name in SOURCES and not Path(options.reference or "").exists():
         node = OmegaConf.create({"name": name, "splits": [split or "train"]})
         return reference_of(
             build_data(with_settings(node, root=options.data_root)),

@@ -69,7 +69,7 @@ class Head(nn.Module, ABC):
     Its constructor takes `in_features` (F), `num_classes` (K) and `spectral_norm`, and its own settings beside them.
 
     Attributes:
-        gives: the fields of `DiscriminatorOutput`, beside `logits`, that it fills; class terms need them.
+        gives: the fields of `DiscriminatorOutput`, beside `logits`, that it fills; class terms and penalties need them.
     """
 
     gives: ClassVar[tuple[str, ...]] = ()
@@ -94,9 +94,17 @@ class AcrossBatch(nn.Module):
 class Discriminator(nn.Module, ABC):
     """Judges images: layers of any kind, then usually a `Head`.
 
+    Its constructor takes `num_classes` and `image_size`, `head` (a `HeadFactory`) unless it makes its last layer itself,
+    and its own settings beside them.
+
     A part that sees labels alone, or makes class logits alone, has no share in the slope of the realness logit over
     images: mark it by `spare_from_clipping`.
+
+    Attributes:
+        gives: as of `Head`, for a discriminator that takes no head.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:

@@ -138,11 +138,13 @@ class Penalty(nn.Module, ABC):
         interval: k: the penalty is taken in every k-th iteration, in each of its discriminator updates, times k.
         gradients_at: the kinds of images at which `judgement.gradient_at` is needed.
         differentiates_twice: whether the term holds a gradient; such a term allows neither batch norm nor compilation.
+        needs: the fields of `DiscriminatorOutput`, beside `logits`, that it reads; the head must give them.
     """
 
     interval: int = 1
     gradients_at: ClassVar[tuple[Kind, ...]] = ()
     differentiates_twice: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def views(self) -> Sequence[View]:
         """Views of the augmented real images that the discriminator judges as well, in the same pass."""
@@ -196,12 +198,15 @@ class Loss(ABC):
         del discriminator
 
     def health(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """What to log and to show of D's logits (N,): by default how often D is right about each kind."""
+        """What to log and to show of D's logits (N,): by default how often D is right about each kind.
+
+        Figures named `accuracy/...` are shares in [0, 1]; the collapse watch reads those.
+        """
         return {"accuracy/real": (real > 0).float().mean(), "accuracy/fake": (fake < 0).float().mean()}
 
     def discriminator_has_won(self, health: Mapping[str, float]) -> bool:
-        """Whether D is right about (nearly) every image, by the logged means of `health`."""
-        return min(health.values()) > 0.999
+        """Whether D is right about (nearly) every image, by the logged means of `health`; never without accuracies."""
+        return min((share for name, share in health.items() if name.startswith("accuracy/")), default=0.0) > 0.999
 
 
 def require_number(owner: str, name: str, value: float, *, low: float = 0.0, high: float = math.inf) -> float:

@@ -6,7 +6,6 @@ is the scale that the published learning rates belong to.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -151,11 +150,6 @@ class _CriticLoss(Loss):
     def health(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """The estimated distance: a critic has no border at 0 that a logit could be on the wrong side of."""
         return {"distance/wasserstein": real.float().mean() - fake.float().mean()}
-
-    def discriminator_has_won(self, health: Mapping[str, float]) -> bool:
-        """Never: a large distance is what a critic is for."""
-        del health
-        return False
 
 
 class WassersteinLoss(_CriticLoss):

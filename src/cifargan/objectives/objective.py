@@ -1,6 +1,6 @@
 """The objective: a loss, any number of penalties, and a class term, as one thing that the training step minimises."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -41,7 +41,7 @@ class Objective(nn.Module):
             if name in own:
                 raise UserError(f"regularizer={name}: the chosen loss has this penalty already: set it under loss.")
         self.penalties = nn.ModuleDict({**own, **given})
-        self.classification = classification or NoClassification()
+        self.classification = None if isinstance(classification, NoClassification) else classification
 
     @property
     def pairs_with_real(self) -> bool:
@@ -120,7 +120,8 @@ class Objective(nn.Module):
         # One that is not due counts as 0, so that its logged mean is that of the term as it is minimised.
         nothing = torch.zeros((), device=real.y.device)
         terms |= {f"loss/{name}": taken.get(name, nothing) for name, _ in self._named()}
-        terms |= _of_classes(real_output, "loss/class_real", self.classification.discriminator, real.y)
+        if self.classification is not None:
+            terms["loss/class_real"] = self.classification.discriminator(real_output, real.y)
         real_logits, fake_logits = real_output.logits.detach(), fake_output.logits.detach()
         critic.augment.observe(real_logits)
         return terms, {
@@ -148,21 +149,13 @@ class Objective(nn.Module):
                 (real_output,) = critic(real)
             real_logits = real_output.logits
         (output,) = critic(fake)
-        terms = {
-            "loss/generator": self.loss.generator(output.logits, real_logits),
-            **_of_classes(output, "loss/class_fake", self.classification.generator, fake.y),
-        }
+        terms = {"loss/generator": self.loss.generator(output.logits, real_logits)}
+        if self.classification is not None:
+            terms["loss/class_fake"] = self.classification.generator(output, fake.y)
         return terms, _class_accuracy("fake", output, fake.y)
 
     def _named(self) -> list[tuple[str, Penalty]]:
         return [(name, penalty) for name, penalty in self.penalties.items() if isinstance(penalty, Penalty)]
-
-
-def _of_classes(
-    output: DiscriminatorOutput, name: str, term: Callable[[DiscriminatorOutput, Tensor], Tensor], y: Tensor
-) -> Terms:
-    """A class term, if the head gives class logits."""
-    return {} if output.class_logits is None else {name: term(output, y)}
 
 
 def _class_accuracy(kind: str, output: DiscriminatorOutput, y: Tensor) -> Terms:

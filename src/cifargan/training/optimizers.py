@@ -1,4 +1,8 @@
-"""The optimisers that the recipes name."""
+"""The optimisers that the recipes name.
+
+Each takes `parameters` and its settings. One that torch has a fused kernel for takes `fused`; one whose updates a CUDA
+graph can replay takes `recorded`.
+"""
 
 from collections.abc import Iterable
 
@@ -6,8 +10,6 @@ import torch
 from torch import nn
 
 from cifargan.errors import UserError
-
-FUSED = ("adam",)  # those that torch has one kernel for; it also takes fp16's loss scale out, without the host
 
 
 def adam(
@@ -26,7 +28,8 @@ def adam(
         lr: learning rate, positive.
         betas: decay of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
-        fused: one kernel for all weights, in place of one for each operation on all weights.
+        fused: one kernel for all weights, in place of one for each operation on all weights; it also takes fp16's loss
+            scale out without the host.
         recorded: learning rate and step counter lie on the device, as a CUDA graph needs them.
     """
     _check(lr, eps)
@@ -43,7 +46,6 @@ def rmsprop(
     lr: float = 5e-5,
     alpha: float = 0.99,
     eps: float = 1e-8,
-    fused: bool = False,
     recorded: bool = False,
 ) -> torch.optim.Optimizer:
     """RMSprop (Tieleman & Hinton 2012), without momentum.
@@ -53,10 +55,8 @@ def rmsprop(
         lr: learning rate, positive.
         alpha: decay of the squared gradients' mean, in [0, 1).
         eps: added to its root.
-        fused: as in `adam`; torch has no such kernel for RMSprop, so nothing changes.
         recorded: as in `adam`.
     """
-    del fused
     _check(lr, eps)
     if not 0.0 <= alpha < 1.0:
         raise UserError(f"optimizer alpha={alpha}: must lie in [0, 1)")

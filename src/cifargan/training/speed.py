@@ -105,6 +105,7 @@ class Speed:
         deterministic: bool,
         scaled: bool,
         fusible: bool,
+        recordable: bool = True,
         faster_forms: Callable[..., tuple[bool, bool]],
         before: Switches | None = None,
         alone: bool = True,
@@ -117,6 +118,7 @@ class Speed:
             scaled: whether gradients carry fp16's loss scale. Fused updates deal with it on the device; with others
                 the host must read it, which no recording can.
             fusible: whether the updates of both optimisers have a fused form.
+            recordable: whether a CUDA graph can replay the updates of both optimisers.
             faster_forms: times the folded forms; called with `channels_last`, says whether (up, down) pay.
             before: what a run that goes on had decided; a second timing might end otherwise, and its bits differ.
             alone: whether one process trains; what several say to each other is neither recorded nor compiled.
@@ -128,6 +130,10 @@ class Speed:
             for key, value in (("graph", self.graph), ("compile", self.compile not in ("auto", "off"))):
                 if value:
                     raise UserError(f"trainer.{key}={getattr(self, key)} works on one device alone: leave it out")
+        if self.graph and not recordable:
+            raise UserError(
+                "trainer.graph=true: the optimizer takes no `recorded`, so it cannot be captured: leave it out"
+            )
         auto = self.speed == "auto"
         cuda = device.type == "cuda"
         known = device.type in ("cuda", "cpu")
@@ -137,7 +143,7 @@ class Speed:
             tf32=auto and cuda,
             fused=fused,
             batched_spectral_norm=auto,
-            graph=auto and cuda and (not scaled or (fused and fusible)),
+            graph=auto and cuda and recordable and (not scaled or (fused and fusible)),
         )
         if auto and before is not None:
             default = before
