@@ -12,5 +12,5 @@ def test_key_of() -> None:
 
 def test_a_group_set_to_nothing() -> None:
     reject_null_groups(["trainer.lr_decay_from=null", "model=dcgan", "+x=null"])
-    with pytest.raises(UserError, match=r"^loss=null: leave it out, or choose from bce, hinge, hinge_smooth, wasser"):
+    with pytest.raises(UserError, match=r"^loss=null: leave it out, or choose from bce, hinge, hinge_smooth, rpgan, w"):
         reject_null_groups(["model=dcgan", "loss=null"])

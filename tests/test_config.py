@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
+from cifargan import registry
 from cifargan.config import build_data, build_extractor, parse, splits_of
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
@@ -15,6 +18,8 @@ from cifargan.evaluation.evaluator import NoEvaluator
 from cifargan.evaluation.extractors import automatic
 from cifargan.explain import options
 from cifargan.images import save_png
+from cifargan.models.interface import DiscriminatorOutput, Head
+from cifargan.objectives.base import Judgement, Penalty
 
 MODELS = options("model")
 LOSSES = ("bce", "wasserstein", "hinge")
@@ -108,12 +113,60 @@ def test_the_settings_of_an_evaluator_are_checked_without_building_it(composed: 
 
 
 @pytest.mark.parametrize(
-    ("model", "head", "needed"),
-    [("acbiggan", "linear", "auxiliary or embedding"), ("biggan", "auxiliary", "linear or projection")],
+    ("model", "head", "message"),
+    [
+        ("acbiggan", "linear", "=linear does not give class_logits, which .*=cross_entropy needs: .* auxiliary or emb"),
+        ("biggan", "auxiliary", "=auxiliary gives class_logits, which nothing trains: choose .*name=cross_entropy"),
+    ],
 )
-def test_a_head_and_its_class_term_go_together(model: str, head: str, needed: str, composed: Compose) -> None:
-    with pytest.raises(UserError, match=f"head.name={head} does not go with .* needs {needed}"):
+def test_a_head_and_its_class_term_go_together(model: str, head: str, message: str, composed: Compose) -> None:
+    with pytest.raises(UserError, match=message):
         parse(composed("data=digits", f"model={model}", f"model.discriminator.head.name={head}"))
+
+
+class Untyped(Penalty):
+    def __init__(self, *, weight=1.0) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.weight = float(weight)
+
+    def forward(self, judgement: Judgement) -> Tensor:
+        return self.weight * judgement.real.logits.mean()
+
+
+class NeedsEmbedding(Untyped):
+    needs = ("embedding",)
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class BareHead(Head):
+    def __init__(self, *, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, max(num_classes, 1))
+
+    def forward(self, h: Tensor, y: Tensor) -> DiscriminatorOutput:
+        return DiscriminatorOutput(self.linear(h)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "override", "message"),
+    [
+        ("PENALTIES", Untyped, "regularizer.r1={name: own, weight: 1}", "weight: the argument of Untyped has no type"),
+        ("PENALTIES", nn.Identity, "regularizer.r1={name: own}", "must be a subclass of cifargan.objectives.base.Penalty"),
+        ("PENALTIES", NeedsEmbedding, "regularizer.r1={name: own}", "does not give embedding, .*regularizer.r1.name=own"),
+        ("HEADS", BareHead, "model.discriminator.head={name: own}", "=own: BareHead must take spectral_norm"),
+        ("OPTIMIZERS", torch.nn.Linear, "optimizer.generator={name: own}", "=own: Linear must take parameters"),
+    ],
+)
+def test_an_own_part_that_does_not_fit_is_one_clear_line(
+    kind: str, part: type, override: str, message: str, composed: Compose
+) -> None:
+    config = composed("model=dcgan", "loss=hinge", "data=digits")
+    key, _, value = override.partition("=")
+    OmegaConf.update(config, key, OmegaConf.create(value), merge=False, force_add=True)
+    with patch.dict(getattr(registry, kind), own=part), pytest.raises(UserError, match=message):
+        parse(config)
 
 
 def test_no_evaluator(composed: Compose, digits: Callable[[DictConfig], ImageSet]) -> None:

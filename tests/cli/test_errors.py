@@ -351,7 +351,7 @@ def test_explanations_and_exit_codes(error: BaseException, code: int, message: s
 
 def test_groups_and_options_are_the_shipped_ones() -> None:
     assert {"model", "loss", "data", "experiment"} <= set(groups())
-    assert options("loss") == ["bce", "hinge", "hinge_smooth", "wasserstein"]
+    assert options("loss") == ["bce", "hinge", "hinge_smooth", "rpgan", "wasserstein", "wgan_gp"]
     assert options("nothing") == []
 
 
