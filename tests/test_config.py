@@ -153,8 +153,18 @@ class BareHead(Head):
     ("kind", "part", "override", "message"),
     [
         ("PENALTIES", Untyped, "regularizer.r1={name: own, weight: 1}", "weight: the argument of Untyped has no type"),
-        ("PENALTIES", nn.Identity, "regularizer.r1={name: own}", "must be a subclass of cifargan.objectives.base.Penalty"),
-        ("PENALTIES", NeedsEmbedding, "regularizer.r1={name: own}", "does not give embedding, .*regularizer.r1.name=own"),
+        (
+            "PENALTIES",
+            nn.Identity,
+            "regularizer.r1={name: own}",
+            "must be a subclass of cifargan.objectives.base.Penalty",
+        ),
+        (
+            "PENALTIES",
+            NeedsEmbedding,
+            "regularizer.r1={name: own}",
+            "does not give embedding, .*regularizer.r1.name=own",
+        ),
         ("HEADS", BareHead, "model.discriminator.head={name: own}", "=own: BareHead must take spectral_norm"),
         ("OPTIMIZERS", torch.nn.Linear, "optimizer.generator={name: own}", "=own: Linear must take parameters"),
     ],
