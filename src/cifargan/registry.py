@@ -6,7 +6,6 @@ A registry and never a dotted path: a config or a checkpoint that somebody was s
 from cifargan.data.cifar10 import CIFAR10
 from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
-from cifargan.evaluation.classifier import head_hit_rate
 from cifargan.evaluation.extractors.automatic import automatic
 from cifargan.evaluation.extractors.dinov2 import DINOv2
 from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
@@ -18,6 +17,7 @@ from cifargan.evaluation.scores import (
     coverage,
     density,
     fid,
+    head_hit_rate,
     inception_score,
     kid,
     precision,

@@ -16,12 +16,12 @@ from torchmetrics.image.kid import poly_mmd
 
 from cifargan.evaluation import metrics
 from cifargan.evaluation.metrics import (
+    IS_SPLITS,
     Gaussian,
     GaussianSums,
     InceptionScoreSums,
     frechet_distance,
     gaussian,
-    inception_score,
     kernel_distance,
 )
 
@@ -33,6 +33,12 @@ def draw(n: int, d: int, *, seed: int, shift: float = 0.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(d, d, generator=generator) * torch.logspace(0, -2, d)
     return torch.randn(n, d, generator=generator) @ mixing + shift
+
+
+def inception_score(logits: Tensor, *, splits: int = IS_SPLITS) -> tuple[float, float]:
+    sums = InceptionScoreSums(len(logits), splits=splits, device=logits.device)
+    sums.update(logits)
+    return sums.result()
 
 
 def rotation(d: int, *, seed: int) -> Tensor:

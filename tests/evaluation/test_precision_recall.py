@@ -41,7 +41,7 @@ class TestNearest:
 
     def test_may_leave_out_the_query_itself(self, block: int) -> None:
         features = draw(50, 5, seed=2)
-        with_self, without = nearest(features, features, k=5), nearest(features, features, k=4, exclude_self=True)
+        with_self, without = nearest(features, features, k=5), nearest(features, features, torch.arange(50), k=4)
         assert torch.equal(with_self.indices[:, 0], torch.arange(50))
         assert torch.equal(with_self.distances[:, 0], torch.zeros(50, dtype=torch.float64))
         assert torch.equal(with_self.indices[:, 1:], without.indices)
@@ -49,7 +49,7 @@ class TestNearest:
 
     def test_takes_all_there_are(self, block: int) -> None:
         features = draw(9, 3, seed=3)
-        found = nearest(features, features, k=8, exclude_self=True)
+        found = nearest(features, features, torch.arange(9), k=8)
         expected = [[j for j in range(9) if j != i] for i in range(9)]
         assert found.indices.sort(dim=1).values.tolist() == expected
 
@@ -91,25 +91,29 @@ class TestNearest:
         assert sum(a * b for a, b in sizes) == 20 * 20 + 12 * 12 + 20 * 12
 
     @pytest.mark.parametrize(
-        ("queries", "references", "k", "exclude_self", "message"),
+        ("queries", "references", "k", "own", "message"),
         [
-            (torch.zeros(3, 2), torch.zeros(4, 2), 5, False, "5 nearest neighbours were asked for where there are 4"),
-            (torch.zeros(4, 2), torch.zeros(4, 2), 4, True, "4 nearest neighbours were asked for where there are 3"),
-            (torch.zeros(3, 2), torch.zeros(4, 2), 0, False, "0 nearest neighbours"),
-            (torch.zeros(3, 2), torch.zeros(4, 2), 1, True, "3 queries cannot be the 4 references"),
-            (torch.zeros(3, 2), torch.zeros(4, 5), 1, False, r"not \(3, 2\) and \(4, 5\)"),
-            (torch.zeros(3, 2), torch.full((4, 2), math.nan), 1, False, "not finite"),
-            (torch.full((3, 2), math.inf), torch.zeros(4, 2), 1, False, "not finite"),
+            (torch.zeros(3, 2), torch.zeros(4, 2), 5, None, "5 nearest neighbours requested, but there are 4"),
+            (
+                torch.zeros(4, 2),
+                torch.zeros(4, 2),
+                4,
+                torch.arange(4),
+                "4 nearest neighbours requested, but there are 3",
+            ),
+            (torch.zeros(3, 2), torch.zeros(4, 2), 0, None, "0 nearest neighbours"),
+            (torch.zeros(3, 2), torch.zeros(4, 5), 1, None, r"not \(3, 2\) and \(4, 5\)"),
+            (torch.zeros(3, 2), torch.full((4, 2), math.nan), 1, None, "not finite"),
+            (torch.full((3, 2), math.inf), torch.zeros(4, 2), 1, None, "not finite"),
         ],
     )
-    def test_refuses(self, queries: Tensor, references: Tensor, k: int, exclude_self: bool, message: str) -> None:
+    def test_refuses(self, queries: Tensor, references: Tensor, k: int, own: Tensor | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            nearest(queries, references, k=k, exclude_self=exclude_self)
+            nearest(queries, references, own, k=k)
 
 
 class TestManifoldScores:
-    @pytest.mark.parametrize("k", [1, 2, 5, 10])
-    @pytest.mark.parametrize(("n", "m", "d"), [(50, 50, 4), (61, 33, 8), (12, 75, 3), (40, 90, 64)])
+    @pytest.mark.parametrize(("n", "m", "d", "k"), [(50, 50, 4, 1), (61, 33, 8, 5), (12, 75, 3, 2), (40, 90, 64, 10)])
     def test_are_exactly_those_of_prdc(self, block: int, n: int, m: int, d: int, k: int) -> None:
         real, fake = draw(n, d, seed=n), draw(m, d, seed=m + 1, shift=0.3)
         assert manifold_scores(real, fake, k=k)._asdict() == compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
@@ -147,7 +151,7 @@ class TestManifoldScores:
 
     def test_refuse_sets_without_k_neighbours(self) -> None:
         for real, fake in ((5, 9), (9, 5)):
-            with pytest.raises(ValueError, match="5 nearest neighbours were asked for where there are 4"):
+            with pytest.raises(ValueError, match="5 nearest neighbours requested, but there are 4"):
                 manifold_scores(draw(real, 2, seed=14), draw(fake, 2, seed=15), k=5)
 
     def test_refuse_features_of_two_widths(self) -> None:
@@ -196,7 +200,7 @@ class TestAuthenticity:
         assert result.share == 0.5
 
     def test_refuses_sets_that_are_too_small(self) -> None:
-        with pytest.raises(ValueError, match="1 nearest neighbours were asked for where there are 0"):
+        with pytest.raises(ValueError, match="1 nearest neighbours requested, but there are 0"):
             authenticity(line(1), line(2))
         with pytest.raises(ValueError, match="at least 1 sample"):
             authenticity(line(1, 2), line())

@@ -1,4 +1,4 @@
-"""Comparisons: which images are picked, and what statistics alone allow."""
+"""Scores: which images are picked, what statistics alone allow, copies, and the hit rate of a class head."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
@@ -14,8 +15,17 @@ from cifargan.evaluation.feature_stats import Measured, in_batches, measure
 from cifargan.evaluation.precision_recall import manifold_scores
 from cifargan.evaluation.records import Protocol
 from cifargan.evaluation.reference import export_statistics, import_statistics, reference_of
-from cifargan.evaluation.scores import spread_evenly
+from cifargan.evaluation.scores import (
+    CLASSIFIED_TOGETHER,
+    SUSPECTS,
+    authentic,
+    copies,
+    head_hit_rate,
+    spread_evenly,
+    suspects,
+)
 from cifargan.evaluation.table import Inputs, caveats, score
+from cifargan.models.interface import Discriminator, DiscriminatorOutput
 from cifargan.registry import METRICS, metric_of
 
 CPU = torch.device("cpu")
@@ -115,3 +125,95 @@ def test_only_a_space_without_a_suffix_has_the_famous_names(suffix: str, names: 
 def test_a_metric_is_found_by_the_name_of_its_scores() -> None:
     assert metric_of("class_hit_rate_lite0_64_n12_train/cat") is METRICS["class_hit_rate"]
     assert metric_of("isotope") is metric_of("fidelity_n5") is None
+
+
+@pytest.fixture
+def sides(insects: Insects) -> tuple[ImageSet, ImageSet]:
+    """Real images, and fake ones of which two are copies."""
+    real, fake = insects(60), insects(40, seed=9)
+    fake.images[[5, 30]] = real.images[[17, 42]]
+    return real, fake
+
+
+def features(images: ImageSet, extractors: Extractors) -> Tensor:
+    found: Tensor = extractors().extract(images.images).features
+    return found
+
+
+def test_copies_come_first_beside_what_they_copy(corners: Extractors, sides: tuple[ImageSet, ImageSet]) -> None:
+    real, fake = sides
+    reals, fakes = (features(side, corners) for side in sides)
+    found = copies(reals, fakes, CPU)
+    rows = suspects(found, fake.images, real.images, CPU)
+    assert [len(row) for row in rows.values()] == [SUSPECTS] * 3
+    for row in rows.values():
+        assert torch.equal(row[:2], real.images[[17, 42]])
+    away = torch.cdist(fakes, reals).min(dim=1)
+    own = torch.cdist(reals, reals).fill_diagonal_(torch.inf).min(dim=1).values
+    share = float((away.values > own[away.indices]).double().mean())
+    assert authentic(found) == share
+    assert 0 < share <= 38 / 40
+
+
+def test_pixels_are_looked_at_as_well_as_features(corners: Extractors, insects: Insects) -> None:
+    """The features see the first two pixels of a row alone."""
+    real, fake = insects(60), insects(40, seed=9)
+    fake.images[5] = real.images[17]
+    fake.images[5, :, 0, :2] = real.images[42, :, 0, :2]
+    found = copies(features(real, corners), features(fake, corners), CPU)
+    rows = suspects(found, fake.images, real.images, CPU)
+    assert torch.equal(rows["samples"][0], fake.images[5])
+    assert torch.equal(rows["nearest by features"][0], real.images[42])
+    assert torch.equal(rows["nearest by pixels"][0], real.images[17])
+
+
+def test_only_the_first_samples_are_looked_at(
+    corners: Extractors, sides: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 20)
+    real, fake = sides
+    found = copies(features(real, corners), features(fake, corners), CPU)
+    assert len(found.indices) == 20
+    rows = suspects(found, fake.images[:20], real.images, CPU)
+    assert torch.equal(rows["samples"][0], real.images[17])
+    assert not (rows["samples"] == real.images[42]).all(dim=(1, 2, 3)).any()
+
+
+class Brightest(Discriminator):
+    """Takes the brightest channel for the class."""
+
+    def __init__(self, *, head: bool = True) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
+        assert x.dtype == torch.float32
+        assert x.min() >= -1
+        assert x.max() <= 1
+        means = x.mean(dim=(2, 3))
+        return DiscriminatorOutput(logits=means[:, 0], class_logits=means if self.head else None)
+
+
+def channels(*brightest: int) -> Tensor:
+    images = torch.zeros(len(brightest), 3, 2, 2, dtype=torch.uint8)
+    images[torch.arange(len(brightest)), torch.tensor(brightest)] = 200
+    return images
+
+
+@pytest.mark.parametrize("copies", [1, CLASSIFIED_TOGETHER])  # within a batch and over several
+def test_hits_are_counted_for_all_and_for_each_class(copies: int) -> None:
+    images, labels = channels(0, 0, 1, 2, 1, 1), torch.tensor([0, 0, 0, 1, 1, 1])
+    images, labels = images.repeat(copies, 1, 1, 1), labels.repeat(copies)
+    classes = ("ant", "bee", "cow")
+    more = torch.zeros(5, dtype=torch.int64)  # of samples whose images were not kept
+    values = head_hit_rate(Brightest(), images, torch.cat([labels, more]), classes, torch.device("cpu"))
+    assert [(value.class_name, value.value, value.n) for value in values] == [
+        (None, 4 / 6, 6 * copies),
+        ("ant", 2 / 3, 3 * copies),
+        ("bee", 2 / 3, 3 * copies),
+    ]
+
+
+def test_without_a_class_head_there_is_nothing_to_count() -> None:
+    with pytest.raises(ValueError, match="no class head"):
+        [*head_hit_rate(Brightest(head=False), channels(0), torch.tensor([0]), ("ant",), torch.device("cpu"))]

@@ -1,9 +1,9 @@
-"""`cifargan evaluate`: what a run, or anyone's images, are worth."""
+"""`cifargan evaluate`: scores of a run, or of images from elsewhere."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,9 @@ from cifargan.device import select_device
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import Batches, in_batches, measure
-from cifargan.evaluation.memorisation import suspects
 from cifargan.evaluation.records import Protocol, Record, add_to_file
 from cifargan.evaluation.reference import Reference, export_statistics, reference_of
-from cifargan.evaluation.scores import MANIFOLD_SAMPLES
+from cifargan.evaluation.scores import MANIFOLD_SAMPLES, suspects
 from cifargan.evaluation.table import FULL, QUICK, Inputs, Metric, caveats, choose, score
 from cifargan.images import labelled_sheet, save_png
 from cifargan.loading import find_generator, load_classifier
@@ -90,10 +89,11 @@ def thresholds(text: str) -> list[float | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be judged, and by what.
+    """What is scored, and by what.
 
     Attributes:
         passes: for each pass its protocol and its images.
+        metrics: what is computed, by the keys of `METRICS`.
         references: the real images.
         training: gives the images that may have been copied.
         classes: what the labels count; empty without labels.
@@ -103,6 +103,7 @@ class Task:
     """
 
     passes: Sequence[tuple[Protocol, Callable[[], Batches]]]
+    metrics: Mapping[str, Metric]
     references: Sequence[Reference]
     training: Callable[[], Reference]
     classes: tuple[str, ...]
@@ -112,7 +113,7 @@ class Task:
 
 
 def run(arguments: list[str]) -> int:
-    """Score, say the scores, and keep them."""
+    """Score, print the scores, and save them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = parser().parse_args(arguments)
     device = select_device(options.device)
@@ -127,7 +128,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         if not records:
             raise
-        log.info("stopped: what is done is kept")
+        log.info("stopped: finished passes are saved")
         print(score_table(records))
         return INTERRUPTED
     print(score_table(records))
@@ -150,7 +151,6 @@ def judge(
 ) -> list[Record]:
     """All scores of one pass, written down as soon as they are known."""
     at = f"truncation {protocol.truncation:g}" if protocol.truncation else "scoring"
-    metrics = chosen(options, extractor)
     copying = not options.quick and not options.metrics
     fake = measure(
         batches,
@@ -159,14 +159,14 @@ def judge(
         device=device,
         label=at,
         keep_images=1 if options.quick else MANIFOLD_SAMPLES,
-        keep_logits=any("fake_logits" in metric.needs for metric in metrics.values()),
+        keep_logits=any("fake_logits" in metric.needs for metric in task.metrics.values()),
     )
     for line in caveats(protocol.n, extractor):
         log.warning("%s", line)
     look_at = partial(Inputs, fake, classes=task.classes, classifier=task.classifier, device=device)
     records: list[Record] = []
     for reference in (None, *task.references):
-        records += score(look_at(reference), metrics, extractor, protocol, strict=bool(options.metrics))
+        records += score(look_at(reference), task.metrics, extractor, protocol, strict=bool(options.metrics))
     records += gap(records)
     if copying and (training := task.training()).has_features and training.images is not None:
         inputs = look_at(training)
@@ -201,12 +201,13 @@ def gap(records: Sequence[Record]) -> list[Record]:
 
 
 def run_task(options: argparse.Namespace, device: torch.device) -> tuple[FeatureExtractor, Task]:
-    """A generator of ours, against the splits of the data that it was trained on."""
+    """The generator of a run, against the splits of its training data."""
     source, home = find_generator(options.run, Path(options.root))
     require_no_links_out(home)
     generator = load_chosen(source, options)
     config = generator.config
     extractor = extractor_for(options, section(config, "evaluator"), device)
+    metrics = chosen(options, extractor)  # a wrong name is reported before anything is computed
     data = with_settings(section(config, "data"), root=options.data_root)
     look = partial(reference_of, extractor=extractor, device=device, batch_size=options.batch_size)
     images = build_data(data)
@@ -244,6 +245,7 @@ def run_task(options: argparse.Namespace, device: torch.device) -> tuple[Feature
     name = f"step_{generator.step}-{generator.weights}-{options.batch_norm}{extractor.suffix}"
     return extractor, Task(
         passes=[(protocol, lambda protocol=protocol: batches(protocol)) for protocol in protocols],  # type: ignore[misc]
+        metrics=metrics,
         references=references,
         training=training,
         classes=generator.classes if generator.conditional else (),
@@ -259,10 +261,12 @@ def images_task(options: argparse.Namespace, device: torch.device) -> tuple[Feat
         raise UserError("--images judges images that are there: a RUN and --truncation do not go with it")
     images = load_images(options.images)
     extractor = extractor_for(options, OmegaConf.create({"name": "none"}), device)
+    metrics = chosen(options, extractor)
     reference = outside_reference(options, extractor, device)
     protocol = Protocol(n=len(images), subject=str(options.images), space=extractor.space)
     return extractor, Task(
         passes=[(protocol, lambda: shuffled(images, options.batch_size))],
+        metrics=metrics,
         references=[reference],
         training=lambda: reference,
         classes=images.classes if len(images.classes) > 1 else (),

@@ -53,7 +53,7 @@ def outside_reference(options: argparse.Namespace, extractor: FeatureExtractor, 
 
 
 def is_statistics(path: Path) -> bool:
-    """Whether an `.npz` holds `mu` and `sigma`; a damaged one is told by whoever reads it."""
+    """Whether an `.npz` holds `mu` and `sigma`; a damaged one is reported when it is read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {"mu.npy", "sigma.npy"} <= set(archive.namelist())

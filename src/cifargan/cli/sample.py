@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str]) -> int:
-    """Write what the options ask for, and say where it is."""
+    """Write what the options ask for, and print where it is."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = parser().parse_args(arguments)
     formats = options.format.split(",")
@@ -87,7 +87,7 @@ def label(generator: LoadedGenerator, options: argparse.Namespace) -> str:
 
 
 def card(generator: LoadedGenerator, options: argparse.Namespace, classes: list[str]) -> dict[str, Any]:
-    """What a picture's finder needs to make it again."""
+    """What is needed to make the pictures again."""
     return {
         "checkpoint": str(generator.checkpoint),
         "step": generator.step,
@@ -175,7 +175,7 @@ def training_gif(samples: Path, out: Path) -> None:
     frames: list[Tensor] = []
     for file in files:
         with (
-            refusing(f"{readable(str(file))} is damaged or no grid of ours: move it away"),
+            refusing(f"{readable(str(file))} is damaged or not a grid of samples: move it away"),
             Image.open(file, formats=["PNG"]) as image,
         ):
             if frames and image.size != (frames[0].shape[2], frames[0].shape[1]):

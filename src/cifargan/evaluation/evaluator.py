@@ -27,7 +27,7 @@ Stop = Callable[[], bool]
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """Never ask to stop."""
     return False
 
 
@@ -39,7 +39,7 @@ class Evaluator(ABC):
         monitor: the key of the score by which the best checkpoint is kept.
         better: whether a low or a high one is good.
         warn_after: evaluations in a row that may get worse before a warning.
-        stop_after: evaluations without a new best after which training ends; None: it goes on.
+        stop_after: evaluations without a new best after which training ends; None: never.
         target: the score at which training ends; None: none.
         batch_size: images to generate and look at together.
         plan: what is scored and when, in words.
@@ -64,7 +64,7 @@ class Evaluator(ABC):
 
 
 class NoEvaluator(Evaluator):
-    """Measures nothing, never."""
+    """Scores nothing."""
 
     every = 2**62
     plan = "none (evaluator=none)"

@@ -53,7 +53,7 @@ class Seen(NamedTuple):
     images: Tensor  # (B, 3, H, W) uint8
 
     def cpu(self) -> "Seen":
-        """The same in the host's memory, with but the first of the images."""
+        """The same in the host's memory, with only the first image."""
         logits = None if self.logits is None else self.logits.cpu()
         return Seen(self.features.cpu(), logits, self.labels.cpu(), self.images[:1].cpu())
 
@@ -81,7 +81,7 @@ class Measurement:
         keep_images: int = 0,
         keep_logits: bool = False,
     ) -> None:
-        # Copied into without waiting: the device goes on with the next batch.
+        # Pinned memory: the copies do not wait, and the device continues with the next batch.
         pinned = device.type == "cuda"
         self.total = total
         self.keep_images = keep_images

