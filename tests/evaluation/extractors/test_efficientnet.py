@@ -106,7 +106,7 @@ def test_distances_order_as_they_should(lite0: EfficientNetLite0, source: str, t
         root = os.environ["CIFARGAN_TEST_IMAGES"]
         images = Folder(root=root, splits=["test"], image_size=32, cache=str(tmp_path)).load().images
     generator = torch.Generator().manual_seed(0)
-    first, second = images[torch.randperm(len(images), generator=generator)[:400]].chunk(2)
+    first, second = images[torch.randperm(len(images), generator=generator)[:240]].chunk(2)
     blurred = gaussian_blur(second, [7, 7])
     noise = torch.randint(0, 256, second.shape, dtype=torch.uint8, generator=generator)
 
