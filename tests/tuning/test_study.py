@@ -1,4 +1,4 @@
-"""Trials that are asked, told, interrupted and gone on with."""
+"""A study of trials: run, interrupted, resumed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,9 @@ from optuna.trial import Trial, TrialState
 
 from cifargan.errors import UserError
 from cifargan.runs.directory import RunDirectory
+from cifargan.training.interruption import InterruptedRunError
 from cifargan.tuning.space import space_of
-from cifargan.tuning.study import Study, Trained, direction_of, pruner_of
+from cifargan.tuning.study import Study, direction_of, pruner_of
 
 Make = Callable[..., Study]
 
@@ -37,28 +38,20 @@ def study(tmp_path: Path) -> Make:
     return make
 
 
-def value_of(overrides: list[str], directory: Path, trial: Trial) -> Trained:
+def value_of(overrides: list[str], directory: Path, trial: Trial) -> float:
     """A score that depends on the settings alone."""
-    return Trained(float(overrides[1].removeprefix("a=")) + 10 * (overrides[2] == "b=x"))
+    return float(overrides[1].removeprefix("a=")) + 10 * (overrides[2] == "b=x")
 
 
-def test_a_study_goes_on_until_it_has_all_trials(study: Make) -> None:
+def test_a_study_continues_until_it_has_all_trials(study: Make) -> None:
     lines: list[str] = []
-    assert study().run(6, value_of, lines.append)
+    study().run(6, value_of, lines.append)
     assert len(lines) == 6
-    seen: list[str] = []
-
-    def more(overrides: list[str], directory: Path, trial: Trial) -> Trained:
-        seen.append(directory.name)
-        return value_of(overrides, directory, trial)
-
     again = study()
-    assert again.run(6, more, lines.append)
-    assert seen == []
-    assert again.run(9, more, lines.append)
-    assert seen == ["6", "7", "8"]
-    guesses = {tuple(trial.params.items()) for trial in again.trials}
-    assert len(guesses) == 9  # a study that is gone on with does not begin with the same guesses again
+    again.run(6, lambda *_: pytest.fail("all trials are there"), lines.append)
+    again.run(9, value_of, lines.append)
+    assert [line.split()[:3] for line in lines[6:]] == [["trial", str(number), "complete:"] for number in (6, 7, 8)]
+    assert len({tuple(trial.params.items()) for trial in again.trials}) == 9  # no guess is repeated
     assert again.best is not None
     assert again.best.value == min(trial.value for trial in again.trials if trial.value is not None)
     assert again.best.params["b"] == "y"
@@ -66,36 +59,36 @@ def test_a_study_goes_on_until_it_has_all_trials(study: Make) -> None:
 
 
 def test_a_failed_trial_counts_and_ends_nothing(study: Make) -> None:
-    def sometimes(overrides: list[str], directory: Path, trial: Trial) -> Trained:
-        if trial.number == 1:
-            return Trained(error="diverged")
-        if trial.number == 2:
-            trial.report(5.0, 10)
-            return Trained(5.0, pruned=True)
-        return Trained(float(trial.number))
+    def sometimes(overrides: list[str], directory: Path, trial: Trial) -> float:
+        trial.report(5.0, 10)
+        errors = {1: UserError("diverged"), 2: optuna.TrialPruned(), 3: KeyError("x")}
+        if trial.number in errors:
+            raise errors[trial.number]
+        return float(trial.number)
 
     lines: list[str] = []
     found = study()
-    assert found.run(4, sometimes, lines.append)
+    found.run(5, sometimes, lines.append)
     assert [line.split("  ")[0] for line in lines] == [
-        *("trial 0 complete: 0", "trial 1 failed: diverged", "trial 2 pruned: 5", "trial 3 complete: 3"),
+        *("trial 0 complete: 0", "trial 1 failed: diverged", "trial 2 pruned"),
+        *("trial 3 failed: a bug in cifargan: KeyError('x')", "trial 4 complete: 4"),
     ]
-    assert found.counted() == "2 complete, 1 failed, 1 pruned"
+    assert found.counted() == "2 complete, 2 failed, 1 pruned"
     assert found.trials[1].user_attrs["error"] == "diverged"
+    assert found.trials[2].value == 5.0
 
 
-def test_an_interrupted_trial_is_failed_and_does_not_count(study: Make) -> None:
-    assert not study().run(3, lambda overrides, directory, trial: Trained(interrupted=True), print)
+@pytest.mark.parametrize("error", [InterruptedRunError(2, "stopped"), KeyboardInterrupt()])
+def test_an_interrupted_trial_is_failed_and_does_not_count(study: Make, error: BaseException) -> None:
+    def interrupted(overrides: list[str], directory: Path, trial: Trial) -> float:
+        raise error
 
-    def forbidden(overrides: list[str], directory: Path, trial: Trial) -> Trained:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        study().run(3, forbidden, print)
+    with pytest.raises(type(error)):
+        study().run(3, interrupted, print)
     found = study()
-    assert [trial.state for trial in found.study.trials] == [TrialState.FAIL] * 2
-    assert found.run(1, value_of, print)
-    assert [trial.number for trial in found.trials] == [2]
+    assert [trial.state for trial in found.study.trials] == [TrialState.FAIL]
+    found.run(1, value_of, print)
+    assert [trial.number for trial in found.trials] == [1]
 
 
 def test_a_trial_whose_process_died_is_failed_and_one_that_runs_is_not(study: Make, tmp_path: Path) -> None:
@@ -120,7 +113,7 @@ def test_a_trial_whose_process_died_is_failed_and_one_that_runs_is_not(study: Ma
 def test_a_study_searches_one_thing(overrides: tuple[str, ...], objective: str | None, what: str, study: Make) -> None:
     study()
     study("c=1", "a=interval(0,1)", "b=choice(x,y)")  # the same in another order
-    with pytest.raises(UserError, match=rf"^study=test is there already and searches something else \({what}\)"):
+    with pytest.raises(UserError, match=rf"study=test exists and searches something else \({what}\)"):
         study(*overrides, objective=objective)
 
 
