@@ -30,10 +30,14 @@ def test_a_first_signal_is_noted_and_a_second_one_is_not_caught(number: signal.S
 
 def test_handlers_are_restored_after_an_error() -> None:
     before = [signal.getsignal(number) for number in STOPS]
-    with pytest.raises(RuntimeError, match="inside"), Interruption():
+
+    def fail() -> None:
         assert [signal.getsignal(number) for number in STOPS] != before
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), Interruption():
+        fail()
     assert [signal.getsignal(number) for number in STOPS] == before
 
 
@@ -47,7 +51,7 @@ def test_under_nohup_a_hangup_is_ignored(number: signal.Signals) -> None:
 
 
 def test_outside_the_main_thread_nothing_is_caught() -> None:
-    seen = []
+    seen: list[object] = []
 
     def work() -> None:
         with Interruption():
