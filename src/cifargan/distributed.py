@@ -171,8 +171,8 @@ def agree(number: int | None) -> int | None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """While entered, this process is one of those that torchrun has started; no effect where torchrun has not."""
-    if not is_launched():
+    """While entered, this process is one of those that torchrun has started; no effect otherwise, or within another."""
+    if not is_launched() or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
