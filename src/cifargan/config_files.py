@@ -13,7 +13,7 @@ from cifargan.schema import conf_dir
 
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ("basic", "joblib", "ray", "submitit_local", "submitit_slurm")  # of Hydra and its plugins
-GLOBAL = "# @package _global_"
+PACKAGE = "# @package "  # Hydra's line that says where the content of a file belongs
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -70,7 +70,9 @@ def find(label: str) -> Shipped:
 def first_comment(path: Path) -> str:
     """The first sentence of the comment at the beginning of a config; empty if there is none."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = itertools.takewhile(lambda line: line.startswith("#"), (line for line in lines if line.strip() != GLOBAL))
+    comment = itertools.takewhile(
+        lambda line: line.startswith("#"), (line for line in lines if not line.startswith(PACKAGE))
+    )
     text = " ".join(line.removeprefix("#").strip() for line in comment)
     # A capital follows the full stop of a sentence, but not that of "et al. 2016".
     return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
@@ -80,9 +82,10 @@ def known_keys() -> Iterator[str]:
     """Every dotted key that some shipped config sets, nodes included."""
     for path in conf_dir().rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
-        group = path.parent.relative_to(conf_dir()).as_posix()
-        is_global = group == "." or GLOBAL in text
-        yield from _flat(yaml.load(text, Loader=_LOADER), "" if is_global else f"{group.replace('/', '.')}.")  # noqa: S506 - it is a safe one
+        group = path.parent.relative_to(conf_dir()).as_posix().replace("/", ".").strip(".")
+        package = text.splitlines()[0].removeprefix(PACKAGE).strip() if text.startswith(PACKAGE) else group
+        prefix = f"{package}." if package not in ("", "_global_") else ""
+        yield from _flat(yaml.load(text, Loader=_LOADER), prefix)  # noqa: S506 - it is a safe one
 
 
 def _flat(node: Any, prefix: str) -> Iterator[str]:

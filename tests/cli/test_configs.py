@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cifargan.config_files import first_comment, groups, options
+from cifargan.config_files import first_comment, groups, known_keys, options
 from cifargan.schema import conf_dir
 
 Command = Callable[..., CompletedProcess[str]]
@@ -30,10 +30,18 @@ def test_ls_of_a_group(name: str, command: Command) -> None:
 
 def test_a_first_sentence_ends_where_a_capital_follows(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("# @package _global_\n# As X et al. 2016\n# did it (v. 2). More.\nname: a # no\n")
-    assert first_comment(file) == "As X et al. 2016 did it (v. 2)."
+    for package in ("_global_", "regularizer.cr"):
+        file.write_text(f"# @package {package}\n# As X et al. 2016\n# did it (v. 2). More.\nname: a # no\n")
+        assert first_comment(file) == "As X et al. 2016 did it (v. 2)."
     file.write_text("name: a\n# later\n")
     assert first_comment(file) == ""
+
+
+def test_known_keys_follow_the_package_of_their_file() -> None:
+    keys = {*known_keys()}
+    assert {"seed", "trainer.steps", "regularizer.lecam.weight", "loss.clip", "model.generator.latent_dim"} <= keys
+    assert "regularizer.weight" not in keys
+    assert not {key for key in keys if key.startswith(("experiment", "train."))}
 
 
 def test_cat_shows_the_file(command: Command) -> None:
