@@ -3,16 +3,18 @@
 import io
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cifargan.registry import LOGGERS
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.log import RunLog, Throughput
 from cifargan.training.loggers import Logger
+from cifargan.training.loop import Trainer
 
 VALUES = {"D": 1.23456, "G": 0.5, "real": 0.75}
 
@@ -70,6 +72,22 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_logger_is_opened_called_and_closed(own: Own) -> None:
     session(own)
     assert own.calls == CALLS
+
+
+def test_an_own_logger_is_one_class_in_the_registry(
+    new_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Own] = []
+
+    def make(directory: RunDirectory, config: Mapping[str, Any]) -> Own:
+        made.append(Own(directory, config))
+        return made[-1]
+
+    monkeypatch.setitem(LOGGERS, "telegraph", make)
+    new_trainer("run", "trainer.loggers=[telegraph]", "trainer.steps=2", "trainer.log_every=1").fit()
+    (own,) = made
+    assert own.calls == ["open 0", "scalars 1", "scalars 2", "close"]
+    assert own.config["trainer"]["steps"] == 2
 
 
 @pytest.mark.parametrize("where", CALLS)
