@@ -1,5 +1,7 @@
 """Heads against their formulas."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,58 +17,40 @@ HEADS: list[HeadFactory] = [LinearHead, ProjectionHead, AuxiliaryHead, Embedding
 CONDITIONAL = HEADS[1:]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, F), torch.tensor([2, 0, 3])
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_linear(normalised: bool) -> None:
-    head = LinearHead(in_features=F, num_classes=0, spectral_norm=normalised)
+def test_logits_of_every_head(normalised: bool) -> None:
+    settings: dict[str, Any] = {"in_features": F, "num_classes": K, "spectral_norm": normalised}
     h, y = batch()
-    output = head(h, y)
-    torch.testing.assert_close(output.logits, (h * head.linear.weight).sum(1) + head.linear.bias)
-    assert output.logits.shape == (3,)
-    assert output[1:] == (None, None, None)
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_projection(normalised: bool) -> None:
-    head = ProjectionHead(in_features=F, num_classes=K, spectral_norm=normalised)
-    h, y = batch()
+    for head in (LinearHead(**{**settings, "num_classes": 0}), AuxiliaryHead(**settings), EmbeddingHead(**settings)):
+        expected = (h * head.linear.weight).sum(1) + head.linear.bias
+        assert expected.shape == (3,)
+        torch.testing.assert_close(head(h, y).logits, expected)
+    projection = ProjectionHead(**settings)
     rows = [
-        h[i] @ head.linear.weight[0] + head.linear.bias[0] + h[i] @ head.embed.weight[label]
+        h[i] @ projection.linear.weight[0] + projection.linear.bias[0] + h[i] @ projection.embed.weight[label]
         for i, label in enumerate(y.tolist())
     ]
-    output = head(h, y)
-    torch.testing.assert_close(output.logits, torch.stack(rows))
-    assert output[1:] == (None, None, None)
+    torch.testing.assert_close(projection(h, y).logits, torch.stack(rows))
+    assert LinearHead(**settings)(h, y)[1:] == projection(h, y)[1:] == (None, None, None)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_auxiliary(normalised: bool) -> None:
-    head = AuxiliaryHead(in_features=F, num_classes=K, spectral_norm=normalised)
+def test_auxiliary_and_embedding(normalised: bool) -> None:
+    settings: dict[str, Any] = {"in_features": F, "num_classes": K, "spectral_norm": normalised}
     h, y = batch()
-    output = head(h, y)
-    torch.testing.assert_close(output.logits, h @ head.linear.weight[0] + head.linear.bias[0])
-    assert output.class_logits is not None
-    torch.testing.assert_close(output.class_logits, h @ head.classifier.weight.T + head.classifier.bias)
+    auxiliary = AuxiliaryHead(**settings)
+    output = auxiliary(h, y)
+    torch.testing.assert_close(output.class_logits, h @ auxiliary.classifier.weight.T + auxiliary.classifier.bias)
     assert output[2:] == (None, None)
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_embedding(normalised: bool) -> None:
-    head = EmbeddingHead(in_features=F, num_classes=K, spectral_norm=normalised, embedding_dim=5)
-    h, y = batch()
-    logits, class_logits, embedding, proxies = head(h, y)
+    head = EmbeddingHead(**settings, embedding_dim=5)
+    _, class_logits, embedding, proxies = head(h, y)
     assert class_logits is not None
     assert embedding is not None
     assert proxies is not None
-    torch.testing.assert_close(logits, h @ head.linear.weight[0] + head.linear.bias[0])
     raw = h @ head.project.weight.T + head.project.bias
     torch.testing.assert_close(embedding, raw / raw.norm(dim=1, keepdim=True))
     torch.testing.assert_close(proxies.norm(dim=1), torch.ones(K))

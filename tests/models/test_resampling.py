@@ -24,7 +24,6 @@ def outcome(layer: UpsampledConv2d | PooledConv2d, x: Tensor, *, folded: bool) -
 def test_both_forms_are_one_function_borders_included(
     layer: type[UpsampledConv2d | PooledConv2d], size: tuple[int, int]
 ) -> None:
-    torch.manual_seed(0)
     conv = layer(3, 5).double()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     plain, folded = outcome(conv, x, folded=False), outcome(conv, x, folded=True)
@@ -34,7 +33,6 @@ def test_both_forms_are_one_function_borders_included(
 
 
 def test_the_plain_forms_are_what_the_papers_draw() -> None:
-    torch.manual_seed(0)
     up, down = UpsampledConv2d(2, 3), PooledConv2d(2, 3)
     x = torch.randn(1, 2, 4, 4)
     enlarged = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
@@ -44,7 +42,6 @@ def test_the_plain_forms_are_what_the_papers_draw() -> None:
 
 
 def test_whole_networks_fold_and_unfold() -> None:
-    torch.manual_seed(0)
     g = BigGANGenerator(num_classes=3, image_size=32, channels=8, latent_dim=8, class_embedding_dim=4).double()
     d = BigGANDiscriminator(num_classes=3, image_size=32, channels=8, head=ProjectionHead).double()
     z, y = torch.randn(4, 8, dtype=torch.float64), torch.arange(4) % 3
