@@ -1,4 +1,4 @@
-"""The one training loop: plays the gan, and does what is due between its rounds."""
+"""The training loop: runs iterations, and logs, samples, scores and saves between them."""
 
 import logging
 from dataclasses import dataclass
@@ -19,8 +19,7 @@ from cifargan.training.collapse import CollapseWatch, spread
 from cifargan.training.interruption import InterruptedRunError, Interruption
 from cifargan.training.log import RunLog, Throughput
 from cifargan.training.monitor import RunningMeans
-from cifargan.training.precision import Precision
-from cifargan.training.recovery import RATE_FACTOR, DivergedError, first_broken, networks_of, renew_noise
+from cifargan.training.recovery import RATE_FACTOR, DivergedError, renew_noise, require_finite
 from cifargan.training.scoring import Scoring
 from cifargan.training.step import GANStep
 
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: its last step, its best score under the evaluator's own name, and its last words."""
+    """How a training ended: its last step, its best score under the evaluator's monitor, and the final records."""
 
     step: int
     best_step: int | None
@@ -39,13 +38,13 @@ class Result:
 
 
 class Trainer:
-    """Runs a gan to its end, logs it, looks at it, keeps it.
+    """Trains a GAN to the last step.
 
     Args:
-        gan: what is played.
+        gan: one iteration of the training.
         images: the real images, for a grid to compare with.
         evaluator: scores the averaged weights.
-        tracker: where figures and pictures go.
+        tracker: where scalars and images go.
         checkpoints: where the state goes.
         config: the resolved configuration, kept in every checkpoint.
     """
@@ -72,7 +71,7 @@ class Trainer:
         self.pace = Throughput()
         self.scoring = Scoring(evaluator, sampler=self.sampler, tracker=tracker, pace=self.pace, device=gan.device)
         self.running = RunningMeans([])
-        self.rollbacks = 0  # how often this run went back because it had diverged
+        self.rollbacks = 0  # how often this run went back after it had diverged
         self.unsaved = False  # whether the last attempt to write a checkpoint failed
 
     @property
@@ -103,10 +102,10 @@ class Trainer:
                 self._fit_memory()
             while self.step < self.schedule.steps and not self.scoring.watch.over:
                 metrics = self.gan.iterate()
-                # The figures stay on the device until a log point.
+                # The scalars stay on the device until a log point.
                 self._remember(metrics)
                 self.tracker.advance(self.step)
-                # Read once: a signal that comes during an evaluation is heeded after the next step, which saves.
+                # Read once: a signal that comes during an evaluation takes effect after the next step, which saves.
                 signal = agree(interruption.requested)
                 try:
                     self._do_what_is_due(stop, stopping=signal is not None)
@@ -137,7 +136,7 @@ class Trainer:
         return self.scoring.watch.best_step
 
     def sampler(self, *, standing_batches: int = 16, batch_norm: BatchNormMode = "standing") -> Sampler:
-        """A sampler of a copy of the averaged weights: training goes on as if nobody had looked."""
+        """A sampler of a copy of the averaged weights, which leaves training as it is."""
         return Sampler(
             self.gan.ema.generator,
             self.images.classes,
@@ -155,7 +154,7 @@ class Trainer:
             self._note_event(what="out of memory", step=self.step, accumulate=self.schedule.accumulate)
 
     def _note_event(self, **facts: Any) -> None:
-        """Keep in the provenance what the run met with and did about it."""
+        """Record in the provenance what happened to the run and what it did."""
         try:
             on_rank_zero(lambda: self.tracker.directory.add_event(**facts))
         except UserError as error:
@@ -187,7 +186,7 @@ class Trainer:
         )
         facts = {"reason": error.reason, "step": diverged_at, "to": step, "number": rollbacks, "rate_scale": scale}
         self._note_event(what="rollback", **facts)
-        # Under the same step: whoever goes on from here goes on with the lower rates.
+        # Under the same step, so that a resumed run has the lower rates.
         self._save(last=False)
 
     def _go_back(self, error: UserError) -> int:
@@ -196,15 +195,13 @@ class Trainer:
         if found is None:
             raise error
         step = int(found[1]["step"])
-        # A loss scaler remembers in which update it was broken off, and its state does not say so.
-        self.gan.precision = Precision(self.gan.precision.name, self.gan.device)
         self.load_state(found[1])
         self.tracker.rewind(step)
         self.pace.restart(step)
         return step
 
     def recovered(self) -> dict[str, Any]:
-        """What the run did about itself, for its status; empty where nothing was amiss."""
+        """What the run changed about itself, for its status; empty where it changed nothing."""
         facts: dict[str, Any] = {}
         if self.rollbacks:
             facts |= {"rollbacks": self.rollbacks, "rate_scale": self.gan.rate_scale}
@@ -218,7 +215,7 @@ class Trainer:
         self.running.update(metrics, self.gan.step_on_device)
 
     def _do_what_is_due(self, stop: Stop, *, stopping: bool) -> None:
-        """Log, sample, evaluate, save. The checkpoint comes last, so that it holds all that was said before it."""
+        """Log, sample, score, save. The checkpoint comes last, so that it holds all that was logged before it."""
         last = self.step == self.schedule.steps
 
         def due(every: int) -> bool:
@@ -229,19 +226,19 @@ class Trainer:
         if save or any(
             due(every) for every in (self.schedule.log_every, self.schedule.sample_every, self.scoring.evaluator.every)
         ):
-            self._check_finite()
+            require_finite(self.gan, self.running, self.checkpoints.steps())
         if due(self.schedule.log_every):
             self._log()
         if due(self.schedule.sample_every):
             on_rank_zero(self._sample)
         if due(self.scoring.evaluator.every):
             best = self.scoring.score(self.step, stop)
-        # A run that gives up ends here, so this is its last checkpoint.
+        # A run that stops early ends here, so this is its last checkpoint.
         if save or best or self.scoring.watch.over:
             self._save(best=best, last=last or stopping or self.scoring.watch.over)
 
     def _save(self, *, best: bool = False, last: bool) -> None:
-        """Write a checkpoint. One that fails is tried again later, unless it is the last.
+        """Write a checkpoint. If that fails it is tried again at the next log point, unless it is the last.
 
         Raises:
             UserError: it is the last.
@@ -257,31 +254,11 @@ class Trainer:
                 there = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
                 if last:
                     raise UserError(f"the last checkpoint, of step {self.step}, is lost: {reason}; {there}") from error
-                log.warning("step %d: %s; %s; training goes on, and tries again soon", self.step, reason, there)
+                log.warning("step %d: %s; %s; training continues and tries again soon", self.step, reason, there)
                 return False
             return True
 
         self.unsaved = not on_rank_zero(saved)
-
-    def _check_finite(self) -> None:
-        """Waits for the device.
-
-        Raises:
-            DivergedError: a term, or a weight, is not finite.
-        """
-        if bad := self.running.first_bad():
-            reason = f"{bad[0]} is not finite since step {bad[1]}"
-        elif broken := first_broken(networks_of(self.gan)):
-            reason = f"weights/{broken} is not finite at step {self.step}"
-        else:
-            return
-        good = self.checkpoints.steps()
-        advice = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been written yet"
-        raise DivergedError(
-            reason,
-            f": the run has diverged; {advice}. "
-            "Try lower learning rates (optimizer.generator.lr, optimizer.discriminator.lr) or precision=fp32",
-        )
 
     def _log(self) -> None:
         values = self.running.compute()
@@ -304,20 +281,20 @@ class Trainer:
         self.tracker.report(self.step, shown | {name.rpartition("/")[2]: value for name, value in health.items()})
 
     def _sample(self) -> None:
-        """A grid from latents that stay the same all through the run: a row a class, or a square when unlabelled."""
+        """Draw a grid from fixed latents: a row for each class, or a square without labels."""
         per_class = self.schedule.samples_per_class
         rows = self.gan.generator.num_classes or per_class
-        # Rougher statistics than a score's: a glance must stay cheap, on a CPU too.
+        # From fewer batches than for a score: a grid must stay cheap, also on a CPU.
         try:
             sampler = self.sampler(standing_batches=4, batch_norm=self.schedule.sample_batch_norm)
             images = sampler.sample(rows * per_class, seed=0)
         except UserError as error:
-            # Its last update broke it, which the terms of the next step would say.
+            # The last update made a weight NaN or infinite; the next step's terms would show it.
             raise DivergedError(f"step {self.step}: {error}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("step %d: no sample grid (out of memory); training goes on", self.step)
+            log.warning("step %d: no sample grid (out of memory); training continues", self.step)
             return
         if self.gan.generator.num_classes:
             # The sampler takes the classes in turn: (n K, ...) -> (n, K, ...) -> (K n, ...), a row a class.
@@ -326,7 +303,7 @@ class Trainer:
         self.tracker.image("samples", grid(images, columns=per_class), self.step)
 
     def state(self) -> State:
-        """All that a bit-exact continuation needs, as tensors and builtins."""
+        """All that a bit-exact resume needs, as tensors and builtins."""
         return {
             **self.gan.state(),
             "running": {"names": self.running.names, "sums": self.running.shared_state()},
@@ -338,7 +315,7 @@ class Trainer:
         }
 
     def load_state(self, state: State) -> None:
-        """Go on from `state`.
+        """Restore `state`.
 
         Raises:
             UserError: it belongs to other networks or to other data.
@@ -347,7 +324,7 @@ class Trainer:
         self.gan.load_state(state)
         self.running = RunningMeans(state["running"]["names"])
         self.running.load_state_dict(state["running"]["sums"])
-        # After loading, which puts the checkpoint's tensors, on the CPU, in the place of its own.
+        # Loading replaces its tensors by those of the checkpoint, which are on the CPU.
         self.running.to(self.gan.device)
         self.watch.load_state_dict(state["watch"])
         self.scoring.watch.load_state_dict(state["best"])

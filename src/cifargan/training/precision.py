@@ -34,7 +34,11 @@ class Precision:
             raise UserError(f"precision=fp16 needs a CUDA device, this is {device.type}: choose bf16 or fp32")
         self.device = device
         self.dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.reset()
+
+    def reset(self) -> None:
+        """Start with a fresh loss scale: a used one remembers an update that was interrupted."""
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""

@@ -298,6 +298,7 @@ class GANStep:
         for optimizer in (self.g_optimizer, self.d_optimizer):
             # Those of an interrupted update.
             optimizer.zero_grad(set_to_none=True)
+        self.precision.reset()
         self.precision.load_state_dict(state["precision"])
         self.stream.load_state_dict(state["stream"])
         self.step = state["step"]
