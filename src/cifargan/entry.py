@@ -134,6 +134,7 @@ def run(
             return _in_processes(start) if parts.schedule.devices > 1 and world_size() == 1 else _claim_and_train(start)
         except Exception as error:
             if keep_log and not place.holds_a_run():
+                place.path.mkdir(parents=True, exist_ok=True)
                 run_log.begin()
             run_log.error(error)
             raise
