@@ -78,14 +78,14 @@ def first_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
 
 # What is counted: its limit today, and the limit to reach. Whoever gets below the first lowers it.
 LIMITS = {
-    "lines in src without models and objectives": (0, 13_300),
-    "files in src": (0, 110),
-    "lines of the longest file in src": (0, 350),
-    "lines in tests": (0, 15_500),
-    "lines in scripts": (0, 1_300),
-    "modules": (0, 70),
-    "functions": (0, 150),
-    "files of one D update": (0, 8),
+    "lines in src without models and objectives": (16_700, 13_300),
+    "files in src": (140, 110),
+    "lines of the longest file in src": (380, 350),
+    "lines in tests": (21_600, 15_500),
+    "lines in scripts": (1_300, 1_300),
+    "modules": (98, 70),
+    "functions": (285, 150),
+    "files of one D update": (19, 8),
 }
 
 
