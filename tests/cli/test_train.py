@@ -101,8 +101,8 @@ def test_a_sweep_goes_on_when_a_job_fails(command: Command, quick: tuple[str, ..
         assert load(folder / "checkpoints" / "step_000000001.safetensors")["config"]["trainer"]["batch_size"] == size
         assert message not in (folder / "train.log").read_text()
     assert ran.stderr.count(f"error: {message}\n") == 1
-    for size, status in (("0", "failed"), ("4", "finished"), ("2", "finished")):
-        row, *_ = [line for line in ran.stdout.splitlines() if f"trainer.batch_size={size}" in line.split()]
+    for value, status in ((0, "failed"), (4, "finished"), (2, "finished")):
+        row, *_ = [line for line in ran.stdout.splitlines() if f"trainer.batch_size={value}" in line.split()]
         assert status in row.split()
     assert ran.stdout.splitlines()[-1] == f"2 of 3 jobs finished, in {sweep}"
     # A job can be resumed by itself.
