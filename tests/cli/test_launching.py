@@ -281,5 +281,5 @@ def test_jobs_in_other_processes(
         log = (folder / "train.log").read_text()
         assert log.count("finished: ") == log.count("step 2/2") == 1
         (session,) = json.loads((folder / "provenance.json").read_text())["sessions"]
-        assert session["command"][:2] == ["cifargan train", "-m"]
+        assert session["command"][:2] == ["cifargan train", "--multirun"]
     assert "step 2/2" not in ran.stderr + ran.stdout  # the terminal has no job's log
