@@ -182,7 +182,7 @@ def test_a_run_that_another_process_trains_is_left_alone(command: Command, run: 
         before = files()
         for arguments in (f"resume={run}", "resume=latest"):
             message = the_error(command("train", arguments, "trainer.steps=3"))
-            assert message == f"{run} is being trained by this very process"
+            assert message.startswith(f"{run} is being trained by another process")
         assert files() == before
 
 
@@ -210,9 +210,6 @@ def test_a_second_run_does_not_touch_the_first(command: Command, run: Path, file
     message = the_error(command("train", *quick, f"hydra.run.dir={run}"))
     assert message.startswith(f"{run} already holds a run: resume it by resume={run}")
     assert files() == before
-    sweep = command("train", "-m", *quick, f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run")
-    assert sweep.returncode == 2
-    assert {name: content for name, content in files().items() if name != "outputs/cdcgan/multirun.yaml"} == before
 
 
 def test_one_class_needs_an_unconditional_model(
@@ -251,7 +248,7 @@ def test_out_of_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf the allocated memory ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cifargan.build.build_generator", no_memory)
+        patched.setattr(torch.nn.Module, "to", no_memory)
         message = the_error(command("train", *quick))
         assert message.startswith("out of memory: lower trainer.batch_size, or raise trainer.accumulate")
         assert files() == {}
