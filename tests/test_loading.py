@@ -45,7 +45,7 @@ def keep_run(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..
                 network = build_generator(config.model.generator, num_classes=len(CLASSES), image_size=16)
                 weights[name] = network.state_dict()
             weights["discriminator"] = {}
-            state = {**weights, "step": step, "classes": CLASSES, "config": plain(config), "switches": {}}
+            state = {**weights, "step": step, "classes": CLASSES, "config": plain(config), "speed": {}}
             store.save(state, step, best=step == 5)
         return path
 

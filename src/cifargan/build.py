@@ -20,7 +20,7 @@ from cifargan.training.log import RunLog
 from cifargan.training.loggers import ImageFiles, JSONLines
 from cifargan.training.loop import Trainer
 from cifargan.training.precision import Precision
-from cifargan.training.speed import Switches, remembered
+from cifargan.training.speed import SpeedOptions, remembered
 from cifargan.training.state import be_deterministic, seed_everything, use_tf32
 from cifargan.training.step import GANStep
 from cifargan.untrusted import readable, refusing
@@ -33,8 +33,8 @@ def build_gan(
     *,
     images: ImageSet,
     device: torch.device | None = None,
-    switches: Switches | None = None,
-    before: Switches | None = None,
+    speed: SpeedOptions | None = None,
+    before: SpeedOptions | None = None,
 ) -> GANStep:
     """The two networks and everything that trains them against each other.
 
@@ -42,7 +42,7 @@ def build_gan(
         parts: the parsed configuration.
         images: what to train on.
         device: where; None: as `device` says.
-        switches: what makes it fast; None: as `trainer.speed` and its neighbours say.
+        speed: what makes it fast; None: as `trainer.speed` and its neighbours say.
         before: what a resumed run had been given.
 
     Raises:
@@ -64,7 +64,7 @@ def build_gan(
     discriminator = parts.discriminator(**shape).to(device)
     objective = parts.objective().to(device)
     objective.require_fits(discriminator)
-    if switches is None:
+    if speed is None:
         times = partial(
             faster_forms,
             generator,
@@ -76,7 +76,7 @@ def build_gan(
         )
         # The first decides for all: two timings could end otherwise.
         decide = partial(
-            parts.speed.switches,
+            parts.speed.resolve,
             device,
             deterministic=root.deterministic,
             scaled=precision.name == "fp16",
@@ -86,14 +86,14 @@ def build_gan(
             before=before,
             alone=world_size() == 1,
         )
-        switches = on_rank_zero(decide)
-    use_tf32(switches.tf32)
+        speed = on_rank_zero(decide)
+    use_tf32(speed.tf32)
     for network in (generator, discriminator):
-        switches.prepare(network)
+        speed.prepare(network)
     freeze_first(discriminator, parts.extras.freeze_d)
-    speed = {"fused": switches.fused, "recorded": switches.graph}
+    wanted = {"fused": speed.fused, "recorded": speed.graph}
     g_optimizer, d_optimizer = (
-        make(parameters=list(network.parameters()), **{key: on for key, on in speed.items() if takes(make, key)})
+        make(parameters=list(network.parameters()), **{key: on for key, on in wanted.items() if takes(make, key)})
         for make, network in (
             (parts.optimizers["generator"], generator),
             (parts.optimizers["discriminator"], discriminator),
@@ -112,7 +112,7 @@ def build_gan(
         schedule=schedule,
         num_classes=images.num_classes,
         device=device,
-        switches=switches,
+        speed=speed,
     )
 
 
@@ -136,10 +136,10 @@ def build_trainer(
         # Before the networks, whose shapes other classes change as well.
         with refusing(NO_STATE):
             require_classes(state, images.classes)
-            remembered(state["switches"])
+            remembered(state["speed"])
     if start is not None:
         start.require_size(images.image_size)
-    gan = build_gan(parts, images=images, before=None if state is None else remembered(state["switches"]))
+    gan = build_gan(parts, images=images, before=None if state is None else remembered(state["speed"]))
     if state is not None:
         # Before the tracker opens the run's files.
         with refusing(NO_STATE):

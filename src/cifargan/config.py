@@ -39,7 +39,7 @@ from cifargan.schema import arguments, lookup, part, section, takes, without
 from cifargan.training.ema import WeightAverage
 from cifargan.training.precision import PrecisionName
 from cifargan.training.schedule import Schedule
-from cifargan.training.speed import Speed
+from cifargan.training.speed import SpeedSettings
 from cifargan.untrusted import readable
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class TrainerExtras:
                 raise UserError(f"{where}: {name} is not installed: pip install 'cifargan[{name}]', or leave it out")
 
 
-TRAINER_KINDS = (Schedule, Speed, TrainerExtras)
+TRAINER_KINDS = (Schedule, SpeedSettings, TrainerExtras)
 TRAINER_KEYS = tuple(key for kind in TRAINER_KINDS for key in kind.__dataclass_fields__ if key != "fits_memory")
 
 
@@ -156,7 +156,7 @@ class Parts:
     root: Settings
     device: torch.device
     schedule: Schedule
-    speed: Speed
+    speed: SpeedSettings
     extras: TrainerExtras
     load_data: Callable[[], ImageSet]
     generator: Callable[..., Generator]
@@ -196,7 +196,7 @@ def parse(config: DictConfig) -> Parts:
         root=root,
         device=device,
         schedule=_schedule(trainer),
-        speed=_known(Speed, trainer, "trainer"),
+        speed=_known(SpeedSettings, trainer, "trainer"),
         extras=_known(TrainerExtras, trainer, "trainer"),
         load_data=partial(build_data, config.data),
         generator=generator_part(section(config, "model.generator")),

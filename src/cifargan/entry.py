@@ -237,7 +237,7 @@ def _record_start(run: Run, trainer: Trainer, start: Start | None) -> None:
         device=device_name(gan.device),
         processes=world_size(),
         precision=gan.precision.name,
-        speed=gan.switches.names(),
+        speed=gan.speed.names(),
         first_step=trainer.step,
         classes=list(images.classes) if gan.generator.num_classes else [],
         data={"name": images.name, "splits": list(images.splits), "fingerprint": images.fingerprint},

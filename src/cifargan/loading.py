@@ -21,7 +21,7 @@ from cifargan.runs.networks import Description, TrainedNetworks, read_networks
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import section
 from cifargan.tensor_file import is_tensor_file
-from cifargan.training.speed import Switches, remembered
+from cifargan.training.speed import SpeedOptions, remembered
 from cifargan.training.state import load_network, require_fits
 from cifargan.untrusted import readable, refusing
 
@@ -123,14 +123,14 @@ class TrainedGenerator:
         about: its settings, classes, size of images and training step.
         path: the checkpoint, or the file of `cifargan export`.
         weights: `ema` or `raw`.
-        switches: what made training fast.
+        speed: what made training fast.
     """
 
     generator: Generator
     about: Description
     path: Path
     weights: Weights
-    switches: Switches
+    speed: SpeedOptions
 
 
 def trained_generator(
@@ -150,9 +150,9 @@ def trained_generator(
     node = section(about.config, "model.generator")
     build = partial(build_generator, node, num_classes=len(about.classes), image_size=about.image_size)
     generator = _loaded(build, networks, kind, "generator")
-    switches = remembered(networks.switches)
-    switches.prepare(generator)
-    return TrainedGenerator(generator=generator, about=about, path=networks.path, weights=kind, switches=switches)
+    speed = remembered(networks.speed)
+    speed.prepare(generator)
+    return TrainedGenerator(generator=generator, about=about, path=networks.path, weights=kind, speed=speed)
 
 
 def load_classifier(

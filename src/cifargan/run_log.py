@@ -101,7 +101,7 @@ def preflight(parts: Parts, trainer: Trainer, directory: Path) -> list[str]:
         f"device   {together}{device_name(gan.device)}, {gan.precision.name}, steps {trainer.step:,} to {schedule.steps:,}",
         *([f"gpu      not used: {idle}"] if idle else []),
         f"memory   {_memory(trainer)}",
-        f"speed    {', '.join(gan.switches.names()) or 'the plain loop'}",
+        f"speed    {', '.join(gan.speed.names()) or 'the plain loop'}",
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from cifargan.bench import gate
 from cifargan.bench.gate import float64
 from cifargan.bench.presets import build_reference, compose, copy_weights, random_images
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 from cifargan.training.step import GANStep
 
 Pair = tuple[GANStep, Any]
@@ -32,10 +32,10 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pair]]:
     """A function that gives a preset's narrow GAN and its reference; the test runs in float64."""
     monkeypatch.setattr(gate, "WIDTH", 8)
 
-    def make(preset: str, *, switches: Switches = gate.ALL, overrides: tuple[str, ...] = ()) -> Pair:
+    def make(preset: str, *, speed: SpeedOptions = gate.ALL, overrides: tuple[str, ...] = ()) -> Pair:
         config = gate.small(compose(preset, "device=cpu", *overrides))
         images = random_images(16, image_size=config.data.image_size)
-        gan = gate.randomised_gan(config, images, switches)
+        gan = gate.randomised_gan(config, images, speed)
         reference = build_reference(config, images=images, device=gate.CPU)
         copy_weights(gan, reference)
         return gan, reference

@@ -45,7 +45,7 @@ def test_all_switches_compute_what_the_reference_computes(preset: str, pair: Pai
 
 
 def test_the_plain_trainer_does_too(pair: Pairs) -> None:
-    assert failed(exact_checks(*pair("biggan_lecam_diffaug", switches=PLAIN))) == set()
+    assert failed(exact_checks(*pair("biggan_lecam_diffaug", speed=PLAIN))) == set()
 
 
 def add(tensor: Tensor, amount: float = 1e-6) -> None:
@@ -83,8 +83,8 @@ def test_a_power_iteration_too_few_fails(pair: Pairs, monkeypatch: pytest.Monkey
 def test_a_wrong_fold_fails(pair: Pairs, monkeypatch: pytest.MonkeyPatch, forward: str, lines: set[str]) -> None:
     right = resampling._sums_of_neighbours
     monkeypatch.setattr(resampling, "_sums_of_neighbours", lambda kernel: right(kernel) * (1 + 1e-4))
-    switches = replace(PLAIN, fold_up=forward == "up", fold_down=forward == "down")
-    found = failed(exact_checks(*pair("biggan_original", switches=switches)))
+    speed = replace(PLAIN, fold_up=forward == "up", fold_down=forward == "down")
+    found = failed(exact_checks(*pair("biggan_original", speed=speed)))
     assert lines <= found
     assert ("images" in found) == (forward == "up")
 

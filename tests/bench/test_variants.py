@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cifargan.bench.variants import Variant, has_bf16_units, variants
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS = [
@@ -21,27 +21,27 @@ STEPS = [
 
 def changes(a: Variant, b: Variant) -> dict[str, Any]:
     """What the second variant does differently."""
-    old, new = ({"precision": v.precision, **(asdict(v.switches) if v.switches else {})} for v in (a, b))
+    old, new = ({"precision": v.precision, **(asdict(v.speed) if v.speed else {})} for v in (a, b))
     return {key: new[key] for key in new if new[key] != old[key]}
 
 
 def test_on_a_cpu_each_step_adds_one_option() -> None:
     found = variants(CPU, bf16=False, compiled=False)
-    assert [each.switches is None for each in found] == [True, False, False, False, False, False]
-    assert found[1].switches == Switches()
+    assert [each.speed is None for each in found] == [True, False, False, False, False, False]
+    assert found[1].speed == SpeedOptions()
     assert [changes(a, b) for a, b in pairwise(found[1:])] == STEPS
     assert {each.precision for each in found} == {"fp32"}
 
 
 def test_bf16_and_compile_on_demand() -> None:
     found = variants(CPU, bf16=True, compiled=True)
-    assert [each.name for each in found if each.switches is None] == ["reference, fp32", "reference, bf16"]
+    assert [each.name for each in found if each.speed is None] == ["reference, fp32", "reference, bf16"]
     assert [changes(a, b) for a, b in pairwise(found[2:])] == [*STEPS, {"precision": "bf16"}, {"compile": "default"}]
 
 
 def test_on_a_gpu_variants_without_one_option_come_last() -> None:
     found = variants(CUDA, bf16=True, compiled=False)
-    assert all(each.tf32 and (each.switches is None or each.switches.tf32) for each in found)
+    assert all(each.tf32 and (each.speed is None or each.speed.tf32) for each in found)
     (full,) = (i for i, each in enumerate(found) if each.name.endswith("= all"))
     steps = [*STEPS, {"precision": "bf16"}, {"graph": True}]
     assert [changes(a, b) for a, b in pairwise(found[2 : full + 1])] == steps

@@ -91,7 +91,7 @@ LIES: dict[str, tuple[Change, str]] = {  # of both kinds of files
     "no group": (_set("config.model", 3), "does not say what its networks are|expected a group"),
     "no config": (lambda state: state.pop("config"), "does not say what its networks are"),
     "step": (_set("step", "\x1b[31mred"), "does not say what its networks are"),
-    "switches": (_set("switches", 3), "damaged"),
+    "speed": (_set("speed", 3), "damaged"),
     "huge network": (_set(f"{GENERATOR}.base_channels", 4000), "is of another generator"),
     "absurd network": (_set(f"{GENERATOR}.base_channels", 10**30), "damaged|expected|another generator"),
     "other network": (_set(f"{GENERATOR}.name", "biggan"), "no such setting"),
@@ -164,7 +164,7 @@ def test_commands_read_honest_files(
     assert command("train", f"resume={run}", "trainer.steps=2").returncode == 0
 
 
-@pytest.mark.parametrize("part", ["rng", "stream", "switches", "g_optimizer", "step"])
+@pytest.mark.parametrize("part", ["rng", "stream", "speed", "g_optimizer", "step"])
 @pytest.mark.parametrize("value", [None, [], "x"], ids=repr)
 def test_resuming_from_a_state_with_a_part_of_another_kind(
     refusal: Refusal, tampered: Callable[[Change], Path], part: str, value: object

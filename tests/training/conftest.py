@@ -26,7 +26,7 @@ from cifargan.training.ema import WeightAverage
 from cifargan.training.loop import Trainer
 from cifargan.training.precision import Precision, PrecisionName
 from cifargan.training.schedule import Schedule
-from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.speed import PLAIN, SpeedOptions
 from cifargan.training.step import GANStep
 
 SMALL = [
@@ -48,7 +48,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def restore_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Building a trainer sets torch's global switches: put them back."""
+    """Building a trainer sets torch's global speed: put them back."""
     benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     yield
@@ -91,7 +91,7 @@ def new_gan(images: ImageSet) -> Callable[..., GANStep]:
         ema: dict[str, Any] | None = None,
         precision: PrecisionName = "fp32",
         device: str = "cpu",
-        switches: Switches = PLAIN,
+        speed: SpeedOptions = PLAIN,
         **schedule: Any,
     ) -> GANStep:
         torch.manual_seed(0)
@@ -121,7 +121,7 @@ def new_gan(images: ImageSet) -> Callable[..., GANStep]:
             schedule=plan,
             num_classes=images.num_classes,
             device=target,
-            switches=switches,
+            speed=speed,
         )
 
     return make

@@ -21,11 +21,11 @@ from cifargan.build import build_gan
 from cifargan.config import parse
 from cifargan.sampling import BatchNormMode, Sampler
 from cifargan.schema import conf_dir
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 from cifargan.training.step import GANStep
 
 META = torch.device("meta")
-CHOSEN = Switches(channels_last=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
+CHOSEN = SpeedOptions(channels_last=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
 PRESETS = sorted(path.stem for path in Path(conf_dir(), "experiment").glob("*.yaml"))
 
 
@@ -57,7 +57,7 @@ class Astray(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def game_on_meta(preset: str) -> GANStep:
     config = small(compose(preset))
     return build_gan(
-        parse(config), images=random_images(64, image_size=config.data.image_size), device=META, switches=CHOSEN
+        parse(config), images=random_images(64, image_size=config.data.image_size), device=META, speed=CHOSEN
     )
 
 

@@ -12,7 +12,7 @@ from cifargan.objectives.penalties import R1, LeCam
 from cifargan.training.cuda_graph import MAX_KINDS, WARM_UP, CapturedSteps, Kind
 from cifargan.training.optimizers import adam
 from cifargan.training.precision import Precision, PrecisionName
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 from cifargan.training.step import GANStep
 
 GANMaker = Callable[..., GANStep]
@@ -221,7 +221,7 @@ def test_a_real_graph_plays_the_rounds_of_the_loop(
             d_steps=2,
             lr_decay_from=3,
         )
-        gan.switches = Switches(graph=graph)
+        gan.speed = SpeedOptions(graph=graph)
         gan.precision = Precision(precision, gan.device)
         gan.run = gan._captured()
         torch.cuda.manual_seed(5)

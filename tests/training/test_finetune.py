@@ -63,7 +63,7 @@ def start_of(config: DictConfig, classes: int, *, plain: bool = False) -> Start:
     about = Description(config=config, classes=tuple("klmnopqrst"[:classes]), image_size=16, step=7)
     if plain:
         weights = {"ema": ema.state_dict()}
-    return Start(networks=TrainedNetworks(path=Path("there"), about=about, weights=weights, plain=plain, switches={}))
+    return Start(networks=TrainedNetworks(path=Path("there"), about=about, weights=weights, plain=plain, speed={}))
 
 
 def game_of(config: DictConfig, classes: int, start: Start | None = None) -> GANStep:

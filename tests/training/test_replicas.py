@@ -13,7 +13,7 @@ from cifargan.bench.presets import compose, narrowed, random_images
 from cifargan.build import build_gan
 from cifargan.config import parse
 from cifargan.models.batch_norm import BatchNorm2d
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 
 InProcesses = Callable[..., list[Any]]
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def played(recipe: str, accumulate: int, *overrides: str) -> dict[str, Any]:
         penalty.start = 2
     images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few rounds
     with float64():
-        gan = build_gan(parse(config), images=images, device=CPU, switches=Switches(batched_spectral_norm=True))
+        gan = build_gan(parse(config), images=images, device=CPU, speed=SpeedOptions(batched_spectral_norm=True))
         metrics = [gan.iterate() for _ in range(STEPS)][-1]
     state = gan.state()
     weights = {key: state[key] for key in ("generator", "discriminator", "ema", "objective")}

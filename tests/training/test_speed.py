@@ -1,4 +1,4 @@
-"""Which switches are on, who decides, and that none of them changes what is computed."""
+"""Which speed are on, who decides, and that none of them changes what is computed."""
 
 import shutil
 from collections.abc import Callable
@@ -10,28 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from cifargan.models.resampling import PooledConv2d
-from cifargan.training.speed import PLAIN, Speed, Switches, remembered
+from cifargan.training.speed import PLAIN, SpeedOptions, SpeedSettings, remembered
 from cifargan.training.step import GANStep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-ON_CPU = Switches(
+ON_CPU = SpeedOptions(
     channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True, fold_down=True
 )  # all that a CPU can have, but compilation
 
 
-def decide(device: torch.device = CPU, *, pays: tuple[bool, bool] = (True, False), **settings: Any) -> Switches:
+def decide(device: torch.device = CPU, *, pays: tuple[bool, bool] = (True, False), **settings: Any) -> SpeedOptions:
     facts: dict[str, Any] = {"deterministic": False, "scaled": False, "fusible": True}
     facts |= {key: settings.pop(key) for key in (*facts, "before") if key in settings}
-    return Speed(**settings).switches(device, **facts, faster_forms=lambda **_: pays)
+    return SpeedSettings(**settings).resolve(device, **facts, faster_forms=lambda **_: pays)
 
 
 def test_plain_means_nothing_and_auto_what_suits_the_device() -> None:
-    assert decide(speed="plain") == decide(CUDA, speed="plain") == PLAIN == Switches()
-    assert decide() == Switches(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True)
-    assert decide(CUDA) == Switches(
+    assert decide(speed="plain") == decide(CUDA, speed="plain") == PLAIN == SpeedOptions()
+    assert decide() == SpeedOptions(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True)
+    assert decide(CUDA) == SpeedOptions(
         channels_last=True, tf32=True, fused=True, batched_spectral_norm=True, fold_up=True, graph=True
     )
-    assert decide(torch.device("mps")) == Switches(batched_spectral_norm=True, fold_up=True)
+    assert decide(torch.device("mps")) == SpeedOptions(batched_spectral_norm=True, fold_up=True)
 
 
 def test_a_loss_scale_that_the_host_reads_rules_out_a_recording() -> None:
@@ -70,8 +70,8 @@ def test_the_timing_is_told_the_layout() -> None:
         asked.append(channels_last)
         return False, False
 
-    for settings in (Speed(), Speed(channels_last=False)):
-        settings.switches(CPU, deterministic=False, scaled=False, fusible=True, faster_forms=faster_forms)
+    for settings in (SpeedSettings(), SpeedSettings(channels_last=False)):
+        settings.resolve(CPU, deterministic=False, scaled=False, fusible=True, faster_forms=faster_forms)
     assert asked == [True, False]
 
 
@@ -85,9 +85,9 @@ def test_compilation_waits_to_be_asked() -> None:
 
 
 def test_a_run_that_goes_on_keeps_what_it_had_decided_but_for_what_is_set_anew() -> None:
-    before = Switches(channels_last=False, fused=True, fold_down=True)
+    before = SpeedOptions(channels_last=False, fused=True, fold_down=True)
     assert decide(before=before, pays=(True, True)) == before
-    assert decide(before=before, fused=False, fold=False) == Switches()
+    assert decide(before=before, fused=False, fold=False) == SpeedOptions()
     assert decide(before=before, speed="plain") == PLAIN
 
 
@@ -99,12 +99,12 @@ def test_of_a_checkpoint_only_true_and_false_are_believed() -> None:
 
 def test_names_for_the_log() -> None:
     assert PLAIN.names() == []
-    assert Switches(fused=True, fold_up=True, compile="default").names() == ["fused", "fold_up", "compile=default"]
+    assert SpeedOptions(fused=True, fold_up=True, compile="default").names() == ["fused", "fold_up", "compile=default"]
 
 
 def test_networks_are_prepared() -> None:
     network = nn.Sequential(PooledConv2d(3, 4))
-    Switches(channels_last=True, fold_down=True).prepare(network)
+    SpeedOptions(channels_last=True, fold_down=True).prepare(network)
     (layer,) = network
     assert isinstance(layer, PooledConv2d)
     assert layer.folded
@@ -142,7 +142,7 @@ OTHERS = {
 def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., GANStep], recipe: str, setting: str) -> None:
     overrides = [*(BIGGAN if recipe == "biggan" else OTHERS[recipe]), "trainer.speed=plain"]
     games = [game_of(*overrides), game_of(*overrides, f"trainer.{setting}")]
-    assert games[1].switches != PLAIN
+    assert games[1].speed != PLAIN
     torch.manual_seed(1)
     expected = [games[0].iterate() for _ in range(3)]
     torch.manual_seed(1)
@@ -161,7 +161,7 @@ def test_all_at_once_are_bit_equal_from_run_to_run(
     games: list[GANStep] = []
     for _ in range(2):
         gan = game_of(*overrides)
-        assert gan.switches == ON_CPU
+        assert gan.speed == ON_CPU
         for _ in range(3):
             gan.iterate()
         games.append(gan)
@@ -198,7 +198,7 @@ def test_compiled_code_plays_the_same_round(new_gan: Callable[..., GANStep], mon
     # Nothing may be added to the first term: a sum that is its own first summand once lost its gradient.
     monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
     plain = new_gan()
-    fast = new_gan(switches=Switches(compile="default"))
+    fast = new_gan(speed=SpeedOptions(compile="default"))
     for _ in range(2):
         torch.manual_seed(1)
         expected = plain.iterate()

@@ -22,13 +22,13 @@ from cifargan.config import parse
 from cifargan.data.sources import ImageSet
 from cifargan.errors import UserError
 from cifargan.models.spectral import restart_power_iteration_
-from cifargan.training.speed import Switches
+from cifargan.training.speed import SpeedOptions
 from cifargan.training.step import GANStep
 
 EXACT = 1e-10  # largest absolute difference in float64
 # Adam divides by a gradient's size, so the rounding error of a zero gradient grows to lr / eps times its size.
 UPDATED = 1e-8
-ALL = Switches(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
+ALL = SpeedOptions(channels_last=True, fused=True, batched_spectral_norm=True, fold_up=True, fold_down=True)
 WIDTH = 16
 BATCH = 4
 NOISE = 0.1  # standard deviation of the noise on every weight
@@ -102,9 +102,9 @@ def small(config: DictConfig) -> DictConfig:
     return config
 
 
-def randomised_gan(config: DictConfig, images: ImageSet, switches: Switches) -> GANStep:
+def randomised_gan(config: DictConfig, images: ImageSet, speed: SpeedOptions) -> GANStep:
     """Networks on the CPU with noise on every weight: a gain of zero would hide what it multiplies."""
-    gan = build_gan(parse(config), images=images, device=CPU, switches=switches)
+    gan = build_gan(parse(config), images=images, device=CPU, speed=speed)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for network in (gan.generator, gan.discriminator):

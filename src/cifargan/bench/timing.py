@@ -47,13 +47,13 @@ def compare(
     times = take_turns(entries, rounds=rounds, turn_seconds=TURN_SECONDS[device.type], device=device)
     results = []
     for entry, seconds in zip(entries, times, strict=True):
-        rate, switches = 1 / statistics.median(seconds), entry.variant.switches
-        captures = switches is not None and switches.graph
+        rate, speed = 1 / statistics.median(seconds), entry.variant.speed
+        captures = speed is not None and speed.graph
         results.append(
             {
                 "name": entry.variant.name,
                 "precision": entry.variant.precision,
-                "switches": None if switches is None else asdict(switches),
+                "speed": None if speed is None else asdict(speed),
                 "seconds": seconds,
                 "ratio": ratio(times[0], seconds),
                 "iterations_per_second": rate,

@@ -12,7 +12,7 @@ from cifargan.build import build_gan
 from cifargan.config import parse
 from cifargan.data.sources import ImageSet
 from cifargan.training.precision import PrecisionName
-from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.speed import PLAIN, SpeedOptions
 from cifargan.training.state import use_tf32
 
 WARM_UP = {"cuda": 5, "cpu": 2}  # iterations in which everything is compiled, captured and chosen
@@ -25,14 +25,14 @@ class Variant:
 
     name: str
     precision: PrecisionName
-    switches: Switches | None = None  # the trainer's options; None: this is the reference
+    speed: SpeedOptions | None = None  # the trainer's options; None: this is the reference
     tf32: bool = False  # whether float32 convolutions on CUDA may use it
 
     def changed(self, name: str, changes: dict[str, Any]) -> "Variant":
         """This variant of the trainer with another name, and other options or another precision."""
         options = {key: value for key, value in changes.items() if key != "precision"}
-        switches = replace(self.switches or PLAIN, **options)
-        return replace(self, name=name, precision=changes.get("precision", self.precision), switches=switches)
+        speed = replace(self.speed or PLAIN, **options)
+        return replace(self, name=name, precision=changes.get("precision", self.precision), speed=speed)
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ def variants(device: torch.device, *, bf16: bool, compiled: bool) -> list[Varian
     found = [Variant(name=f"reference, {'TF32' if cuda else 'fp32'}", precision="fp32", tf32=cuda)]
     if bf16:
         found.append(Variant(name="reference, bf16", precision="bf16", tf32=cuda))
-    found.append(Variant(name="cifargan, plain", precision="fp32", switches=Switches(tf32=cuda), tf32=cuda))
+    found.append(Variant(name="cifargan, plain", precision="fp32", speed=SpeedOptions(tf32=cuda), tf32=cuda))
     for name, changes in steps:
         found.append(found[-1].changed(f"+ {name}", changes))
     found[-1] = full = replace(found[-1], name=f"{found[-1].name} = all")
@@ -108,11 +108,11 @@ def warm(variant: Variant, config: DictConfig, *, images: ImageSet, device: torc
 
 
 def _build(variant: Variant, config: DictConfig, *, images: ImageSet, device: torch.device) -> Any:
-    if variant.switches is not None:
+    if variant.speed is not None:
         own = cast(DictConfig, OmegaConf.merge(config, {"precision": variant.precision}))
-        return build_gan(parse(own), images=images, device=device, switches=variant.switches)
+        return build_gan(parse(own), images=images, device=device, speed=variant.speed)
     autocast = None if variant.precision == "fp32" else DTYPES[variant.precision]
     reference = build_reference(config, images=images, device=device, autocast=autocast)
     # PyTorch's default initialisation can make a GAN diverge at once.
-    copy_weights(build_gan(parse(config), images=images, device=device, switches=PLAIN), reference)
+    copy_weights(build_gan(parse(config), images=images, device=device, speed=PLAIN), reference)
     return reference

@@ -36,7 +36,7 @@ def make_card(trained: TrainedGenerator, plain: PlainGenerator, directory: RunDi
         directory: its run, for scores and the data's fingerprint.
 
     Returns:
-        Plain values. `load_generator` reads `config`, `classes`, `step`, `weights`, `switches` and the checksum; the
+        Plain values. `load_generator` reads `config`, `classes`, `step`, `weights`, `speed` and the checksum; the
         rest is for people and other programs.
     """
     about, network = trained.about, plain.network
@@ -62,7 +62,7 @@ def make_card(trained: TrainedGenerator, plain: PlainGenerator, directory: RunDi
         "data": {**_fingerprint(directory), "origin": ORIGINS.get(str(about.config.data.get("name")), "not known")},
         "scores": scores(directory, step=about.step, weights=trained.weights),
         "versions": versions(),
-        "switches": {key: value for key, value in vars(trained.switches).items() if value is True},
+        "speed": {key: value for key, value in vars(trained.speed).items() if value is True},
         "config": settings(about.config),
     }
 

@@ -54,14 +54,14 @@ class TrainedNetworks:
         about: its settings, classes, size of images and training step.
         weights: state dicts by kind: `ema` and `raw` of the generator, and `discriminator`; an exported file has one.
         plain: whether spectral norm is divided out of them.
-        switches: the form of the networks in training, by name.
+        speed: the form of the networks in training, by name.
     """
 
     path: Path
     about: Description
     weights: dict[str, Weights]
     plain: bool
-    switches: dict[str, Any]
+    speed: dict[str, Any]
 
     def of(self, kind: str) -> Weights:
         """The weights of one kind.
@@ -90,12 +90,12 @@ def read_networks(path: Path) -> TrainedNetworks:
         found = readable(f"{description.get('kind')} {description.get('format')}", limit=40)
         raise UserError(f"{where} has format '{found}'; this version reads {EXPORTED} {FORMAT}")
     with refusing(f"{where} is damaged or not a generator of cifargan: export it again"):
-        kind, switches = description["weights"], dict(description["switches"])
+        kind, speed = description["weights"], dict(description["speed"])
         if kind not in ("ema", "raw"):
             raise ValueError("not a kind of weights")
         about = describe(description, path)
     weights = {kind: _checked(tensors, where)}
-    return TrainedNetworks(path=path, about=about, weights=weights, plain=True, switches=switches)
+    return TrainedNetworks(path=path, about=about, weights=weights, plain=True, speed=speed)
 
 
 def networks_of(state: State, path: Path) -> TrainedNetworks:
@@ -106,13 +106,13 @@ def networks_of(state: State, path: Path) -> TrainedNetworks:
     """
     where = readable(str(path))
     with refusing(f"{where} does not hold the networks of a run: it is damaged or not a checkpoint of cifargan"):
-        about, switches = describe(state, path), dict(state["switches"])
+        about, speed = describe(state, path), dict(state["speed"])
         weights = {
             "ema": _checked(state["ema"], where),
             "raw": _checked(state["generator"], where),
             "discriminator": _checked(state["discriminator"], where),
         }
-    return TrainedNetworks(path=path, about=about, weights=weights, plain=False, switches=switches)
+    return TrainedNetworks(path=path, about=about, weights=weights, plain=False, speed=speed)
 
 
 def _checked(weights: Any, where: str) -> Weights:

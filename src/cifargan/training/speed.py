@@ -1,6 +1,6 @@
-"""What makes a round fast, and which of it suits a device.
+"""Options that make an iteration fast, and which of them suit a device.
 
-Each switch changes how something is computed and nothing of what is computed; each can be set by itself.
+Each changes how something is computed and not what is computed; each can be set by itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switches:
-    """What is switched on.
+class SpeedOptions:
+    """The options in effect.
 
     Args:
         channels_last: weights and feature maps keep a pixel's channels side by side, as fast convolutions want them.
@@ -29,8 +29,8 @@ class Switches:
         batched_spectral_norm: weights of one shape are normalised together.
         fold_up: an upsampling and the convolution after it are one transposed convolution.
         fold_down: a convolution and the pooling after it are one strided convolution.
-        compile: torch.compile of both players' losses, networks included.
-        graph: a whole round is replayed from one CUDA graph.
+        compile: torch.compile of both networks' terms.
+        graph: a whole iteration is replayed from one CUDA graph.
     """
 
     channels_last: bool = False
@@ -43,7 +43,7 @@ class Switches:
     graph: bool = False
 
     def prepare(self, network: nn.Module) -> None:
-        """Give a network the forms and the memory layout that these switches stand for, in place."""
+        """Give a network the forms and the memory layout that these options stand for, in place."""
         fold_(network, up=self.fold_up, down=self.fold_down)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
@@ -52,12 +52,12 @@ class Switches:
         """The function, compiled if that is switched on."""
         if self.compile == "off":
             return function
-        # Its own CUDA graphs would meet the recording of a round, which does more with less.
+        # max-autotune's own CUDA graphs conflict with the captured step.
         mode = "max-autotune-no-cudagraphs" if self.compile == "max-autotune" else "default"
         return cast(FunctionT, torch.compile(function, mode=mode, dynamic=False))
 
     def names(self) -> list[str]:
-        """What is switched on, in words for a log."""
+        """The options that are on, for a log."""
         return [
             f"{key}={value}" if isinstance(value, str) else key
             for key, value in asdict(self).items()
@@ -65,22 +65,22 @@ class Switches:
         ]
 
 
-PLAIN = Switches()
+PLAIN = SpeedOptions()
 
 
-def remembered(state: Mapping[str, Any]) -> Switches:
-    """The switches that a checkpoint tells of; whatever else it says is passed over."""
+def remembered(state: Mapping[str, Any]) -> SpeedOptions:
+    """The options that a checkpoint names; unknown ones are ignored."""
     known: dict[str, Any] = {key: state.get(key) is True for key, off in asdict(PLAIN).items() if off is False}
-    return Switches(**known)
+    return SpeedOptions(**known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """The settings under `trainer.` that make a round fast.
+class SpeedSettings:
+    """The settings under `trainer.` that make an iteration fast.
 
     Args:
         speed: `auto`: what is safe and pays on the device at hand; `plain`: nothing but what is set below.
-        channels_last: true, false, or null: as `speed` says; see `Switches`.
+        channels_last: true, false, or null: as `speed` says; see `SpeedOptions`.
         tf32: the same.
         fused: the same.
         batched_spectral_norm: the same.
@@ -98,7 +98,7 @@ class Speed:
     compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
     graph: bool | None = None
 
-    def switches(
+    def resolve(
         self,
         device: torch.device,
         *,
@@ -107,21 +107,21 @@ class Speed:
         fusible: bool,
         recordable: bool = True,
         faster_forms: Callable[..., tuple[bool, bool]],
-        before: Switches | None = None,
+        before: SpeedOptions | None = None,
         alone: bool = True,
-    ) -> Switches:
+    ) -> SpeedOptions:
         """Decide.
 
         Args:
             device: where training runs.
             deterministic: whether runs must be bit-equal; then no timing decides anything.
             scaled: whether gradients carry fp16's loss scale. Fused updates deal with it on the device; with others
-                the host must read it, which no recording can.
+                the host must read it, which no captured step can.
             fusible: whether the updates of both optimisers have a fused form.
             recordable: whether a CUDA graph can replay the updates of both optimisers.
             faster_forms: times the folded forms; called with `channels_last`, says whether (up, down) pay.
-            before: what a run that goes on had decided; a second timing might end otherwise, and its bits differ.
-            alone: whether one process trains; what several say to each other is neither recorded nor compiled.
+            before: what a resumed run had decided; a second timing might end otherwise, and change bits.
+            alone: whether one process trains; messages between ranks are neither captured nor compiled.
 
         Raises:
             UserError: several processes were asked for one of these.
@@ -138,7 +138,7 @@ class Speed:
         cuda = device.type == "cuda"
         known = device.type in ("cuda", "cpu")
         fused = _either(self.fused, auto and known)
-        default = Switches(
+        default = SpeedOptions(
             channels_last=auto and known,
             tf32=auto and cuda,
             fused=fused,
@@ -154,7 +154,7 @@ class Speed:
             fold_up, fold_down = faster_forms(channels_last=channels_last)
         else:
             fold_up, fold_down = default.fold_up, default.fold_down
-        return Switches(
+        return SpeedOptions(
             channels_last=channels_last,
             tf32=_either(self.tf32, default.tf32),
             fused=_either(self.fused, default.fused),

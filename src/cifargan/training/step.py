@@ -21,7 +21,7 @@ from cifargan.training.cuda_graph import CapturedSteps
 from cifargan.training.ema import WeightAverage
 from cifargan.training.precision import Precision
 from cifargan.training.schedule import Schedule
-from cifargan.training.speed import PLAIN, Switches
+from cifargan.training.speed import PLAIN, SpeedOptions
 from cifargan.training.state import load_network, load_optimizer, restore_rng, rng_state
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class GANStep:
         schedule: how many updates of which size.
         num_classes: K, the classes that labels for generated images are drawn from.
         device: where all of it lies.
-        switches: what makes an iteration fast; the networks and optimisers fit them.
+        speed: what makes an iteration fast; the networks and optimisers fit them.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class GANStep:
         schedule: Schedule,
         num_classes: int,
         device: torch.device,
-        switches: Switches = PLAIN,
+        speed: SpeedOptions = PLAIN,
     ) -> None:
         self.generator = generator.train()
         self.discriminator = discriminator.train()
@@ -80,17 +80,17 @@ class GANStep:
         self.initial_rates = [
             (optimizer, float(optimizer.param_groups[0]["lr"])) for optimizer in (g_optimizer, d_optimizer)
         ]
-        self.switches = switches
-        self.memory_format = torch.channels_last if switches.channels_last else torch.contiguous_format
+        self.speed = speed
+        self.memory_format = torch.channels_last if speed.channels_last else torch.contiguous_format
         self.critic = Critic(discriminator, augment, autocast=precision.autocast, scale=precision.scale)
         # The arithmetic is compiled as a whole; drawing, updating and counting are few calls as they stand.
-        self.generator_terms = switches.compiled(self._generator_terms)
+        self.generator_terms = speed.compiled(self._generator_terms)
         self.discriminator_terms = self._discriminator_terms
         if twice := objective.differentiating_twice():
-            if switches.compile != "off":
+            if speed.compile != "off":
                 log.info("trainer.compile: off for the discriminator, since %s differentiates twice", twice[0])
         else:
-            self.discriminator_terms = switches.compiled(self._discriminator_terms)
+            self.discriminator_terms = speed.compiled(self._discriminator_terms)
         self.rate_scale = 1.0  # of both learning rates; lowered by a rollback
         self.step = 0  # generator updates done
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
@@ -138,7 +138,7 @@ class GANStep:
         norm = self._update(self.discriminator, self.d_optimizer)
         self.objective.loss.after_update(self.discriminator)
         self.augment.after_update()
-        power_iteration_(self.discriminator, together=self.switches.batched_spectral_norm)
+        power_iteration_(self.discriminator, together=self.speed.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/discriminator": norm}
 
     def generator_step(self) -> Terms:
@@ -151,7 +151,7 @@ class GANStep:
                 terms, figures = self.generator_terms(z, y, None if real is None else real[0])
                 parts.append(self._descend(terms) | figures)
         norm = self._update(self.generator, self.g_optimizer)
-        power_iteration_(self.generator, together=self.switches.batched_spectral_norm)
+        power_iteration_(self.generator, together=self.speed.batched_spectral_norm)
         return {**_mean_of(parts), "gradient_norm/generator": norm}
 
     def _discriminator_terms(
@@ -185,7 +185,7 @@ class GANStep:
 
     def _normalised(self, network: nn.Module, *, trained: bool = True) -> AbstractContextManager[None]:
         """While entered, the weights of a network are normalised once and together, if that is switched on."""
-        if self.switches.batched_spectral_norm:
+        if self.speed.batched_spectral_norm:
             return normalised_together(network, trained=trained)
         return nullcontext()
 
@@ -207,7 +207,7 @@ class GANStep:
                     group["lr"] = initial * factor
 
     def _captured(self) -> Callable[[frozenset[str]], Terms]:
-        if self.switches.graph:
+        if self.speed.graph:
             return CapturedSteps(
                 self.iteration, tensors=self.tensors, generators=[self.stream.generator], device=self.device
             )
@@ -267,7 +267,7 @@ class GANStep:
         """All that a bit-exact resume needs, as tensors and builtins."""
         return {
             "step": self.step,
-            "switches": asdict(self.switches),
+            "speed": asdict(self.speed),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "ema": self.ema.generator.state_dict(),
