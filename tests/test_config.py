@@ -226,8 +226,8 @@ def test_a_logger_that_is_not_installed_is_refused_with_its_extra(
     name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(f"trainer.loggers=[csv,{name}]")
-    monkeypatch.setattr("cifargan.config.find_spec", lambda _: None)
+    monkeypatch.setattr("cifargan.settings.find_spec", lambda _: None)
     with pytest.raises(UserError, match=rf"^trainer\.loggers=\[csv,{name}\]: .*pip install 'cifargan\[{name}\]'"):
         parse(config)
-    monkeypatch.setattr("cifargan.config.find_spec", lambda _: "found")
+    monkeypatch.setattr("cifargan.settings.find_spec", lambda _: "found")
     parse(config)

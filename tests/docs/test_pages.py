@@ -11,9 +11,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cifargan.config import GROUPS, Settings, parse
+from cifargan.config import GROUPS, parse
 from cifargan.config_files import groups
 from cifargan.errors import UserError
+from cifargan.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 STARTS = {*GROUPS, *groups(), *Settings.__dataclass_fields__}

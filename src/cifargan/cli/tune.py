@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 from cifargan import entry
 from cifargan.cli.options import as_arguments, split_flags
 from cifargan.compose import compose, key_of, own_hydra, quoted, reject_null_groups, with_init
-from cifargan.config import GROUPS, Settings, parse
+from cifargan.config import GROUPS, parse
 from cifargan.config_files import groups
 from cifargan.errors import UserError, did_you_mean
 from cifargan.evaluation.records import Record
 from cifargan.run_log import terminal_log
 from cifargan.runs.read import summary_of
+from cifargan.settings import Settings
 from cifargan.training.interruption import InterruptedRunError
 from cifargan.training.scoring import watcher
 
