@@ -72,7 +72,7 @@ def composed(desk: Desk, words: list[str]) -> None:
     if "resume=latest" in rest:
         # Where there is no run it starts one, which is the harder case: there is nothing to replay.
         shutil.rmtree(desk.folder / "outputs")
-    with patch("cifargan.entry._claim_and_train", keep):
+    with patch("cifargan.entry._claim_and_train", keep), patch("cifargan.entry._in_processes", keep):
         ran = desk.invoke(desk.folder, "train", *rest)
     assert "error: " not in ran.stderr, ran.stderr
     assert sweeps or ran.returncode == 0, ran.stderr
@@ -96,7 +96,7 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 def exported(desk: Desk, words: list[str]) -> None:
     """Run it, for the format that takes no time."""
-    (in_full if "safetensors" in words else until("cifargan.cli.export.plain_generator"))(desk, words)
+    (in_full if "safetensors" in words else until("cifargan.export.network.plain_generator"))(desk, words)
 
 
 def torchrun(desk: Desk, words: list[str]) -> None:
