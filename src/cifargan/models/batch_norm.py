@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch, however many processes it is spread over."""
+"""Batch norm over the whole batch, also when several processes share it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ from cifargan import distributed
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """As torch's, with the statistics of all processes' images (torch's own synchronised one knows only CUDA).
+    """As torch's, with the statistics of all processes' images (torch's SyncBatchNorm needs CUDA).
 
-    With one process, or in eval mode, it is torch's own.
+    With one process, or in eval mode, it calls torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

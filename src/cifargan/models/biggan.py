@@ -40,16 +40,16 @@ class BigGANGenerator(Generator):
         channels: C, the width of every block; a multiple of 8 where there is attention.
         attention: Feature-map sizes to attend at, each after the block that reaches it; [] for none.
         conditioning: "shared": every block's gains and biases are linear in one class embedding. "per_class": every
-            batch norm has a table of its own with a gain and a bias per class.
+            batch norm has its own table with a gain and a bias per class.
         class_embedding_dim: E of the shared class embedding; not used with "per_class".
-        hierarchical: Whether to split z evenly between the stem and the blocks, where its parts join the class
-            embedding (skip-z). If not, the stem gets all of z. Needs conditioning="shared".
+        hierarchical: Whether to split z evenly between the stem and the blocks; each block concatenates its part with
+            the class embedding (skip-z). If false, the stem gets all of z. Needs conditioning="shared".
         spectral_norm: Whether to normalise every convolution and linear layer spectrally. The class embedding never is.
         batch_norm_eps: Added to the variances of all batch norms.
         init: How weights are drawn: "orthogonal", or "normal" for N(0, 0.02^2). Biases start at zero.
 
     Raises:
-        UserError: If settings contradict each other: no classes, a size that is no power of two, attention at a size
+        UserError: If settings contradict each other: no classes, a size that is not a power of two, attention at a size
             that no block reaches, a latent_dim that does not split evenly, hierarchical with "per_class".
     """
 
@@ -111,7 +111,7 @@ class BigGANGenerator(Generator):
         """Generate images; see `Generator.forward`."""
         stem_z, *block_z = z.chunk(self.chunks, dim=1)  # (N, Z / chunks) each
         label = self.embed(y)  # (N, E), or y itself
-        # Without hierarchy there are no chunks to join, and every block has the label alone.
+        # Without hierarchy there are no chunks for the blocks, and the label is the whole condition.
         conditions = [torch.cat([label, chunk], dim=1) for chunk in block_z] or [label] * len(self.blocks)
         h = self.stem(stem_z).unflatten(1, (-1, 4, 4))  # (N, C, 4, 4)
         for block, attention, condition in zip(self.blocks, self.attention, conditions, strict=True):
@@ -125,7 +125,7 @@ class BigGANDiscriminator(Discriminator):
     The first log2(image_size / 8) blocks halve the size down to 8x8, and two more keep it: four blocks at 32x32.
 
     Args:
-        num_classes: K, handed on to the head.
+        num_classes: K, passed to the head.
         image_size: H = W of the images; a power of two, at least 8.
         head: Makes the last layer.
         channels: C, the width of every block; a multiple of 8 where there is attention.
@@ -134,7 +134,7 @@ class BigGANDiscriminator(Discriminator):
         init: How weights are drawn: "orthogonal", or "normal" for N(0, 0.02^2). Biases start at zero.
 
     Raises:
-        UserError: If image_size is no power of two, if there is attention at a size that no block has, or if the head
+        UserError: If image_size is not a power of two, if there is attention at a size that no block has, or if the head
             needs classes and there are none.
     """
 

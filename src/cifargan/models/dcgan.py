@@ -22,7 +22,7 @@ _BATCH_NORM_EPS = 1e-5
 
 
 class IgnoreLabels(nn.Module):
-    """Gives a layer that knows no labels the signature of one that does.
+    """Wraps a layer that takes no labels so that it can be called with labels.
 
     Args:
         layer: Called with `x` alone.
@@ -33,16 +33,16 @@ class IgnoreLabels(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        """Return `layer(x)`, whatever the labels `y` (N,)."""
+        """Return `layer(x)`; the labels `y` (N,) are ignored."""
         output: Tensor = self.layer(x)
         return output
 
 
 def count_doublings(image_size: int) -> int:
-    """How often 4x4 must be doubled to give `image_size`.
+    """The number of doublings from 4x4 to `image_size`.
 
     Raises:
-        UserError: If `image_size` is no power of two or smaller than 16.
+        UserError: If `image_size` is not a power of two, or is smaller than 16.
     """
     if image_size < 16 or image_size.bit_count() != 1:
         raise UserError(
@@ -74,7 +74,7 @@ def feature_dropout(dropout: float) -> nn.Dropout:
 
 
 class DCGANGenerator(Generator):
-    """z -> 4x4 -> SxS by transposed 4x4 convolutions, batch norm and ReLU after each but the last, tanh after that.
+    """z -> 4x4 -> SxS by transposed 4x4 convolutions, batch norm and ReLU after each but the last, tanh after the last.
 
     Widths halve from B * 2^(n-1) at 4x4 to B at S/2. Weights start as N(0, .02^2), batch-norm gains as N(1, .02^2);
     gains per class start at exactly 1.
@@ -138,22 +138,22 @@ class DCGANDiscriminator(Discriminator):
     """SxS -> 4x4 by 4x4 convolutions of stride 2, batch norm on all but the first, LeakyReLU(.2); then a head.
 
     Widths double from B to B * 2^(n-1). A `LinearHead` on the flattened 4x4 features is the same function as a closing
-    4x4 convolution to one channel. Its sigmoid belongs to the loss. Weights start as N(0, .02^2), the head's too,
+    4x4 convolution to one channel. The sigmoid is part of the loss. Weights start as N(0, .02^2), the head's too,
     batch-norm gains as N(1, .02^2).
 
     Args:
-        num_classes: K in the data, handed to the head and the label map.
+        num_classes: K in the data, passed to the head and the label map.
         image_size: S, a power of two, 16 or larger.
         head: Makes the head from the number of features, 16 * B * 2^(n-1).
         base_channels: B, the width at S/2.
         batch_norm: Whether to use batch norm; without it the convolutions have biases instead.
         spectral_norm: Whether to normalise every convolution, the label map's linear layer and the head spectrally.
         dropout: Probability of zeroing a feature before the head.
-        label_map: Whether the label joins the image as a fourth channel.
+        label_map: Whether the label is appended to the image as a fourth channel.
         label_embedding_dim: Length of the embedding behind the label map.
 
     Raises:
-        UserError: If the image size does not fit, a size is below 1, `dropout` is no probability below 1, or the label
+        UserError: If the image size does not fit, a size is below 1, `dropout` is not a probability below 1, or the label
             map lacks classes.
     """
 

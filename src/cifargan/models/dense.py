@@ -1,7 +1,7 @@
-"""A dense layer to 4x4, then plain convolutions, by default without batch norm, and the discriminator that goes with it.
+"""Dense GAN: a dense layer to 4x4, then plain convolutions, by default without batch norm; and its discriminator.
 
 Self-attention (Zhang et al. 2019, "Self-Attention Generative Adversarial Networks") and label maps (after Mirza and
-Osindero 2014, "Conditional Generative Adversarial Nets") join where asked for.
+Osindero 2014, "Conditional Generative Adversarial Nets") are optional.
 
 Shapes: N batch, Z latent, K classes, S image size, C channels.
 """
@@ -30,8 +30,8 @@ def _require_sizes(name: str, wanted: list[int], available: list[int]) -> None:
 class DenseGenerator(Generator):
     """z -> linear -> 4x4 -> SxS by transposed 4x4 convolutions of stride 2, then a 3x3 convolution and tanh.
 
-    An activation follows every layer but the last. Weights start as Glorot & Bengio (2010) have it and biases at zero:
-    without normalisation, louder ones (He et al. 2015) were seen to saturate the tanh within 500 updates.
+    An activation follows every layer but the last. Weights start Glorot-uniform (Glorot & Bengio 2010), biases at zero:
+    without normalisation, larger weights (He et al. 2015) saturated the tanh within 500 updates.
 
     Args:
         num_classes: K in the data. The network's own `num_classes` is 0 unless it has a label map.
@@ -41,12 +41,13 @@ class DenseGenerator(Generator):
         channels: C, the width of every later map.
         activation: "relu", or "leaky_relu" with slope .2.
         attention: Sizes (4, 8, ..., S) of the maps that get a self-attention block.
-        label_map_size: Size (4, 8, ..., S) of the map that one label map joins as a further channel, after its
+        label_map_size: Size (4, 8, ..., S) of the feature map that the label map is appended to, after its
             attention. None: unconditional.
         label_embedding_dim: Length of the embedding behind the label map.
-        batch_norm: Whether batch norm stands before every activation, in place of the layer's bias. Spectral norm wants it (Zhang et al. 2019 have
-            both in G): with every layer's gain at most 1, hardly anything of the latent is left in the image otherwise.
-        spectral_norm: Whether to normalise every layer spectrally, the label map's linear layer too, its embedding not.
+        batch_norm: Whether there is batch norm before every activation, in place of the layer's bias. Use it with spectral norm
+            (Zhang et al. 2019 have both in G): otherwise every layer's gain is at most 1, and the images hardly depend
+            on the latent.
+        spectral_norm: Whether to normalise every layer spectrally, including the label map's linear layer, but not its embedding.
 
     Raises:
         UserError: If the image size does not fit, a size is below 1, `attention` or `label_map_size` names a size that
@@ -117,24 +118,24 @@ class DenseGenerator(Generator):
 class DenseDiscriminator(Discriminator):
     """3x3 convolutions with LeakyReLU(.2), flatten, dropout, head.
 
-    Weights start as Glorot & Bengio (2010) have it and biases at zero, the head's too.
+    Weights start Glorot-uniform (Glorot & Bengio 2010), biases at zero, also in the head.
 
     Args:
-        num_classes: K in the data, handed to the head and the label map.
+        num_classes: K in the data, passed to the head and the label map.
         image_size: S, a power of two, 16 or larger.
         head: Makes the head from the number of features.
         channels: Width of each convolution. All have stride 2, except the first if `full_resolution_stem`.
         full_resolution_stem: Whether the first convolution has stride 1.
         attention: Sizes of the maps that get a self-attention block; by default there are maps of S, S/2, S/4 and S/8.
-        label_map: Whether the label joins the image as a fourth channel.
+        label_map: Whether the label is appended to the image as a fourth channel.
         label_embedding_dim: Length of the embedding behind the label map.
         dropout: Probability of zeroing a feature before the head.
-        spectral_norm: Whether to normalise every layer spectrally, the label map's linear layer and the head too, the
-            label map's embedding not.
+        spectral_norm: Whether to normalise every layer spectrally, including the label map's linear layer and the
+            head, but not the label map's embedding.
 
     Raises:
         UserError: If the image size does not fit, a size is below 1, there are no convolutions or so many that the map
-            shrinks below 2x2, `attention` names a size that does not occur, `dropout` is no probability below 1, or the
+            shrinks below 2x2, `attention` names a size that does not occur, `dropout` is not a probability below 1, or the
             label map lacks classes.
     """
 
@@ -153,7 +154,7 @@ class DenseDiscriminator(Discriminator):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        count_doublings(image_size)  # refuses sizes that do not halve evenly
+        count_doublings(image_size)  # raises for sizes that do not halve evenly
         require_positive(label_embedding_dim=label_embedding_dim)
         if min(channels, default=0) < 1:
             raise UserError(f"channels={channels}: list the width of every convolution, each 1 or more")

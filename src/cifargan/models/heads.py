@@ -1,7 +1,7 @@
-"""Heads of discriminators: the last layer, which turns features into realness logits and, for some, into class logits.
+"""Heads of discriminators: the last layer, which maps features to realness logits and, in some heads, class logits.
 
 Shapes: N batch, F features, K classes, E length of an embedding. Every head computes in float32 even under autocast:
-it costs next to nothing, and losses take small differences of what comes out.
+the cost is small, and losses depend on small differences between logits.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,7 @@ class LinearHead(_FullPrecisionHead):
 
     Args:
         in_features: F.
-        num_classes: K; not used, 0 is fine.
+        num_classes: K; not used, may be 0.
         spectral_norm: Whether to normalise the weight spectrally.
         bias: Whether the logit has a bias.
     """
@@ -74,9 +74,9 @@ class ProjectionHead(_FullPrecisionHead):
 
 
 class AuxiliaryHead(_FullPrecisionHead):
-    """Realness and, beside it, a classifier (Odena et al. 2017, AC-GAN).
+    """Realness and a classifier (Odena et al. 2017, AC-GAN).
 
-    The labels do not enter: the loss compares them with `class_logits` (N, K).
+    The labels are ignored: the loss compares them with `class_logits` (N, K).
 
     Args:
         in_features: F.
@@ -101,16 +101,16 @@ class AuxiliaryHead(_FullPrecisionHead):
 
 
 class EmbeddingHead(_FullPrecisionHead):
-    """Realness and, beside it, a point on the unit sphere and a proxy per class (Kang et al. 2021, ReACGAN).
+    """Realness, an embedding on the unit sphere, and a proxy per class (Kang et al. 2021, ReACGAN).
 
-    Gives what the D2D-CE loss needs: `embedding` (N, E) and `class_proxies` (K, E), both of unit length, and their
-    cosines as `class_logits` (N, K). The labels do not enter.
+    Gives the inputs of the D2D-CE loss: `embedding` (N, E) and `class_proxies` (K, E), both of unit length, and their
+    cosines as `class_logits` (N, K). The labels are ignored.
 
     Args:
         in_features: F.
         num_classes: K, at least 1.
-        spectral_norm: Whether to normalise the two linear weights spectrally. The proxies are not: their length is
-            divided out anyway.
+        spectral_norm: Whether to normalise the two linear weights spectrally. The proxies are not: they are divided by
+            their length.
         embedding_dim: E.
 
     Raises:

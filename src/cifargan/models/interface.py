@@ -1,4 +1,4 @@
-"""What every network promises to the rest of the program.
+"""The interfaces of generators, discriminators and heads.
 
 Shapes: N batch, Z latent, K classes, F features. Images are (N, 3, H, W) float in [-1, 1]; labels are (N,) int64.
 Labels are always passed; unconditional networks ignore them.
@@ -52,7 +52,7 @@ class DiscriminatorOutput(NamedTuple):
     class_proxies: Tensor | None = None  # (K, E) of unit length, beside `embedding`
 
     def split(self, sizes: Sequence[int]) -> list["DiscriminatorOutput"]:
-        """Take a joint pass apart, into as many judgements each as `sizes` says. Class proxies belong to all parts."""
+        """Split the output of a joint pass into parts of the given sizes. All parts share the class proxies."""
 
         def parts(whole: Tensor | None) -> Sequence[Tensor | None]:
             return [None] * len(sizes) if whole is None else torch.split(whole, list(sizes))
@@ -80,7 +80,7 @@ class Head(nn.Module, ABC):
 
 
 class HeadFactory(Protocol):
-    """Makes the head once the body knows how many features it ends in."""
+    """Makes the head when the number of features is known."""
 
     def __call__(self, *, in_features: int, num_classes: int, spectral_norm: bool) -> Head:
         """Build a head for `in_features` features and `num_classes` classes."""
@@ -97,7 +97,7 @@ class Discriminator(nn.Module, ABC):
     Its constructor takes `num_classes` and `image_size`, `head` (a `HeadFactory`) unless it makes its last layer itself,
     and its own settings beside them.
 
-    A part that sees labels alone, or makes class logits alone, has no share in the slope of the realness logit over
+    A part that takes only labels, or gives only class logits, does not affect the slope of the realness logit over
     images: mark it by `spare_from_clipping`.
 
     Attributes:
@@ -122,7 +122,7 @@ class Discriminator(nn.Module, ABC):
     def joint_pass(self) -> bool:
         """Whether real and generated images may share one forward pass.
 
-        False with any layer that looks across the batch: it would tell the discriminator about the mixture.
+        False with any layer that looks across the batch: its output would depend on the mixture of real and generated images.
         """
         return not any(isinstance(module, _BatchNorm | AcrossBatch) for module in self.modules())
 
@@ -142,6 +142,6 @@ def split_at(body: nn.Sequential, *starts: type[nn.Module]) -> list[list[nn.Modu
 
 
 def spare_from_clipping(module: Module) -> Module:
-    """Mark a part of a discriminator, with all in it, to be left alone by weight clipping; returns it."""
+    """Mark a part of a discriminator, with all in it, to be excluded from weight clipping; returns it."""
     module.spared_by_clipping = True  # type: ignore[assignment]
     return module

@@ -59,7 +59,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class ClassBatchNorm2d(nn.Module):
-    """Batch norm with a gain and a bias of its own for every class (de Vries et al. 2017; Miyato & Koyama 2018).
+    """Batch norm with its own gain and bias for every class (de Vries et al. 2017; Miyato & Koyama 2018).
 
     Starts as plain batch norm: gains of one, biases of zero. They are bare parameters, so `initialize_` leaves them.
 
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
         spectral_norm: Whether to normalise the four 1x1 convolutions spectrally.
 
     Raises:
-        UserError: If C is no multiple of 8.
+        UserError: If C is not a multiple of 8.
     """
 
     def __init__(self, channels: int, *, spectral_norm: bool) -> None:
@@ -137,7 +137,7 @@ class LabelMap(nn.Module):
         UserError: If there are no classes.
     """
 
-    spared_by_clipping: ClassVar[bool] = True  # no parameter in here meets the image
+    spared_by_clipping: ClassVar[bool] = True  # its parameters see labels only, never images
 
     def __init__(self, num_classes: int, embedding_dim: int, size: int, *, spectral_norm: bool = False) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def _orthogonal_(module: nn.Module, weight: Tensor) -> None:
 
 
 def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> None:
-    """Draw the weights of every convolution, linear and embedding layer anew, with zero biases, in place.
+    """Draw the weights of every convolution, linear and embedding layer again, with zero biases, in place.
 
     Spectrally normalised layers are drawn before normalisation, and their singular vectors follow. Parameters that are
     not a layer's weight (gamma of `SelfAttention`, the tables of `ClassBatchNorm2d`) stay as they are.
@@ -168,7 +168,7 @@ def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> No
         network: What to initialise.
         scheme: "orthogonal": W W^T = I, W read as (outputs, everything else). "normal": N(0, std^2), and the gains of
             affine batch norms N(1, std^2), as DCGAN has it. "xavier": Glorot's uniform, but N(0, 1)
-            for the embedding of a `LabelMap`, whose map would else be too faint beside an image. "default": PyTorch's own; nothing is touched, biases neither.
+            for the embedding of a `LabelMap`, whose map would otherwise be too small relative to the image. "default": PyTorch's own; nothing changes.
         std: Standard deviation for "normal".
     """
     if scheme == "default":

@@ -1,6 +1,6 @@
-"""3x3 convolutions next to a change of size, each in two forms that compute the same.
+"""3x3 convolutions combined with a change of size, each in two forms that compute the same.
 
-The plain form is what the papers draw. The folded form is one 4x4 convolution of stride 2 whose kernel sums the 3x3
+The plain form is that of the papers. The folded form is one 4x4 convolution of stride 2 whose kernel sums the 3x3
 kernel over the pixels that the change of size makes equal: 4/9 of the products, and no large feature map in between. It
 is exact, borders included; which one is faster depends on the device. Parameters are those of the 3x3 convolution.
 """
@@ -61,7 +61,7 @@ class PooledConv2d(nn.Conv2d):
 
 
 def fold_(network: nn.Module, *, up: bool, down: bool) -> None:
-    """Choose the form of every such convolution in a network.
+    """Choose the form of every upsampling or pooled convolution in a network.
 
     Args:
         network: Changed in place; its function and its state dict stay what they are.

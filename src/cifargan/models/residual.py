@@ -1,4 +1,4 @@
-"""The residual blocks of BigGAN (Brock et al. 2019, appendix B), and what goes between them.
+"""The residual blocks of BigGAN (Brock et al. 2019, appendix B), and the attention layers between them.
 
 Shapes: N batch, C channels, H and W height and width. Convolutions are 3x3 unless said otherwise.
 """
@@ -43,7 +43,7 @@ def attention_layers(channels: int, sizes: list[int], attention: list[int], *, s
 
 
 class GeneratorBlock(nn.Module):
-    """Norm, ReLU, upsample, conv, norm, ReLU, conv; beside it an upsampled 1x1 shortcut.
+    """Norm, ReLU, upsample, conv, norm, ReLU, conv; plus an upsampled 1x1 shortcut.
 
     Args:
         channels: C, in and out.
@@ -69,7 +69,7 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """[ReLU,] conv, ReLU, conv [with average pool]; beside it a shortcut of the raw input.
+    """[ReLU,] conv, ReLU, conv [with average pool]; plus a shortcut of the raw input.
 
     The shortcut is the identity where neither width nor size changes; else it is pooled alike and goes through a 1x1
     convolution.
@@ -78,7 +78,7 @@ class DiscriminatorBlock(nn.Module):
         in_channels: Channels in.
         out_channels: Channels out.
         preactivation: Whether the residual branch starts with a ReLU. The first block's must not: its input is an
-            image, whose negative values mean something.
+            image, whose negative values carry information.
         downsample: Whether to halve height and width.
         spectral_norm: Whether to normalise the convolutions spectrally.
     """
@@ -103,6 +103,6 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (N, in_channels, H, W) to (N, out_channels, H, W), or half that size."""
         h = self.conv2(F.relu(self.conv1(self.activation(x))))  # pooled where the block halves
-        # A 1x1 convolution and average pooling commute, so that one order serves every block, and it is the cheap one.
+        # A 1x1 convolution and average pooling commute, so every block uses the cheaper order.
         result: Tensor = h + self.shortcut(self.pool(x))
         return result

@@ -1,7 +1,7 @@
 """Spectral normalisation (Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks").
 
-The forward pass reads the singular vectors and never moves them: `power_iteration_` does, once per update of the
-weights, however many forward passes that update takes. So a second forward pass or an evaluation changes nothing.
+The forward pass reads the singular vectors and never changes them: `power_iteration_` does, once per update of the
+weights, independent of the number of forward passes. So a second forward pass or an evaluation changes nothing.
 
 On a GPU the many small products of many layers cost more in launches than in arithmetic. `power_iteration_` and
 `normalised_together` therefore take all weights of one shape as one batch of matrices.
@@ -35,7 +35,7 @@ class SpectralNorm(nn.Module):
     """The parametrization W -> W / sigma, where sigma = u^T W v estimates the largest singular value of W.
 
     W is read as a matrix of (outputs, everything else); u and v are constants to autograd (algorithm 1).
-    Sigma is computed in the weight's own dtype (float32), whatever autocast says: bfloat16 keeps under three digits.
+    Sigma is computed in the weight's own dtype (float32), also under autocast: bfloat16 keeps under three digits.
 
     Args:
         weight: The weight to normalise; gives shapes, dtype and device.
@@ -43,7 +43,7 @@ class SpectralNorm(nn.Module):
         eps: Smallest norm that u and v are divided by.
 
     Attributes:
-        held: W / sigma where `normalised_together` has worked it out already.
+        held: W / sigma, computed in advance by `normalised_together`; else None.
     """
 
     u: Tensor  # (outputs,), unit length
@@ -76,7 +76,7 @@ class SpectralNorm(nn.Module):
     def iterate_(self, weight: Tensor) -> None:
         """Move u and v by one power iteration: v <- W^T u / |W^T u|, then u <- W v / |W v|.
 
-        Nothing happens to a weight without data (on `meta`), where torch takes milliseconds for each product.
+        A weight without data (on `meta`) is skipped: torch takes milliseconds for each product there.
         """
         if weight.is_meta:
             return
@@ -105,7 +105,7 @@ def spectral_norm(module: ModuleT, *, enabled: bool = True, eps: float = 1e-6) -
 
 
 def remove_spectral_norm_(network: nn.Module) -> None:
-    """Put every normalised weight in the place of the one that is trained: the same function, with plain weights.
+    """Replace every trained weight by its normalised one: the same function, with plain weights.
 
     The weights are those that a forward pass uses, to the last bit.
     """
@@ -126,13 +126,13 @@ def trained_weight(module: nn.Module) -> nn.Parameter:
 
 @contextmanager
 def normalised_together(network: nn.Module, *, trained: bool = True) -> Iterator[None]:
-    """While entered, every weight of `network` is normalised once, and those of one shape in one go.
+    """Normalise every weight of `network` once on entry, all weights of one shape as one batch.
 
-    Updates made meanwhile go unnoticed: enter it anew for every forward pass that is trained through.
+    Updates made inside have no effect on the normalised weights: enter it again for every forward pass in training.
 
     Args:
-        network: Its forward passes use the normalised weights while this is entered.
-        trained: Whether gradients shall reach the weights.
+        network: Its forward passes use the normalised weights inside the context.
+        trained: Whether gradients reach the weights.
     """
     groups = _by_shape(network)
     for group in groups:
@@ -150,13 +150,13 @@ def normalised_together(network: nn.Module, *, trained: bool = True) -> Iterator
 
 
 def power_iteration_(network: nn.Module, *, together: bool = True) -> None:
-    """Run one power iteration for every spectrally normalised weight in `network`; nothing waits for the device.
+    """Run one power iteration for every spectrally normalised weight in `network`; the host does not wait for the device.
 
     Call it once after each update of these weights.
 
     Args:
         network: Changed in place.
-        together: Whether weights of one shape move in one go; if not, one by one.
+        together: Whether to update weights of one shape as one batch; if false, one by one.
     """
     if not together:
         for norm, weight in _normalised_weights(network):
@@ -174,7 +174,7 @@ def power_iteration_(network: nn.Module, *, together: bool = True) -> None:
 
 
 def restart_power_iteration_(network: nn.Module) -> None:
-    """Let sigma catch up with weights that were replaced as a whole, as by an initialisation."""
+    """Run enough power iterations for sigma to fit weights that were replaced, for example by an initialisation."""
     for _ in range(_INITIAL_ITERATIONS):
         power_iteration_(network)
 
@@ -191,7 +191,7 @@ def _normalised_weights(network: nn.Module) -> Iterator[_Pair]:
 
 
 def _by_shape(network: nn.Module) -> list[list[_Pair]]:
-    """The normalised weights of a network, those that one batch of matrices can hold side by side."""
+    """The normalised weights of a network, grouped by the shape of their matrices."""
     groups: dict[object, list[_Pair]] = {}
     for norm, weight in _normalised_weights(network):
         groups.setdefault((len(norm.u), len(norm.v), norm.eps), []).append((norm, weight))

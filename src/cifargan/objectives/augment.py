@@ -1,8 +1,8 @@
-"""Differentiable augmentation (DiffAugment, Zhao et al. 2020) of what the discriminator sees, real and fake alike.
+"""Differentiable augmentation (DiffAugment, Zhao et al. 2020) of all images that the discriminator sees, real and fake.
 
 Each image of a batch (N, 3, H, W) gets its own draw, from the default random generator of the batch's device. Gradients
-flow through to the generator. Shape, dtype and device are kept. Images are in [-1, 1], so zero, which fills what moved
-away or was cut out, is mid-grey; colour changes may leave the range.
+flow through to the generator. Shape, dtype and device are kept. Images are in [-1, 1], so zero, which fills the pixels that moved
+away or were cut out, is mid-grey; colour changes may leave the range.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def translate(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cut_out(x: Tensor, top: Tensor, left: Tensor, *, height: int, width: int) -> Tensor:
-    """Zero a rectangle of each image; what of it sticks out is ignored.
+    """Zero a rectangle of each image; parts outside the image are ignored.
 
     Args:
         x: (N, 3, H, W) float images.
@@ -83,7 +83,7 @@ def random_color(x: Tensor) -> Tensor:
 
 
 def random_translation(x: Tensor, reach: int | None = None) -> Tensor:
-    """Move by up to `reach` pixels each way, an eighth of the side unless told; (N, 3, H, W) in and out."""
+    """Move by up to `reach` pixels each way, by default an eighth of the side; (N, 3, H, W) in and out."""
     reach_down, reach_right = ((side + 4) // 8 if reach is None else reach for side in x.shape[2:])
     return translate(x, _randint(-reach_down, reach_down, x), _randint(-reach_right, reach_right, x))
 
@@ -109,7 +109,7 @@ DEFAULT_POLICY = list(POLICIES)
 
 
 class DiffAugment(Augment):
-    """Differentiable augmentation (Zhao et al. 2020) of all that the discriminator sees, in both players' steps."""
+    """Differentiable augmentation (Zhao et al. 2020) of all images that the discriminator sees, in both steps."""
 
     def __init__(self, *, policy: list[str] = DEFAULT_POLICY) -> None:
         """Set up the augmentation.
@@ -118,7 +118,7 @@ class DiffAugment(Augment):
             policy: Names from color, translation, cutout, applied in the order given.
 
         Raises:
-            UserError: If a name is none of these.
+            UserError: If a name is unknown.
         """
         super().__init__()
         for name in policy:

@@ -1,4 +1,4 @@
-"""The interface between the training step and what it minimises: batches, the critic, losses, penalties.
+"""The interface between the training step and the objective: batches, the critic, losses, penalties.
 
 Shapes: N batch, K classes. Images are (N, 3, H, W) float in [-1, 1]; labels are (N,) int64. Every term is a 0-dim
 float32 tensor on the device, already weighted; the sum of an update's terms is minimised in one backward pass.
@@ -29,14 +29,14 @@ class Batch(NamedTuple):
 
 
 class Augment(nn.Module):
-    """What the discriminator sees of an image; this one changes nothing. Subclasses draw for each image."""
+    """The augmentation of all images that the discriminator sees; this one changes nothing. Subclasses draw for each image."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Augment images (N, 3, H, W); shape and dtype stay, gradients flow through."""
         return x
 
     def observe(self, real_logits: Tensor) -> None:
-        """Look at the logits (N,) of augmented real images, once a micro-batch of D's step. Adaptive kinds use it."""
+        """Take the logits (N,) of augmented real images, once a micro-batch of D's step. Adaptive kinds use it."""
         del real_logits
 
     def after_update(self) -> None:
@@ -44,7 +44,7 @@ class Augment(nn.Module):
 
 
 class Critic:
-    """The discriminator as an objective sees it: augmentation, number format and joint passes are taken care of.
+    """The discriminator as an objective sees it: it augments, casts, and joins passes.
 
     Args:
         discriminator: judges images.
@@ -114,9 +114,9 @@ class Judgement:
         critic: for further passes.
         real_batch: real images before augmentation.
         fake_batch: generated images before augmentation.
-        real: what the discriminator says of the real images.
-        fake: what it says of the generated images.
-        views: what it says of each of the penalty's own `views`.
+        real: the output for the real images.
+        fake: the output for the generated images.
+        views: the output for each of the penalty's own `views`.
         gradient_at: (N, 3, H, W) gradients of the logits at the images, of the kinds that the penalty asks for.
         step: 0-dim int64 on the device, the number of generator updates done.
     """
@@ -137,7 +137,7 @@ class Penalty(nn.Module, ABC):
     Attributes:
         interval: k: the penalty is taken in every k-th iteration, in each of its discriminator updates, times k.
         gradients_at: the kinds of images at which `judgement.gradient_at` is needed.
-        differentiates_twice: whether the term holds a gradient; such a term allows neither batch norm nor compilation.
+        differentiates_twice: whether the term contains a gradient; such a term allows neither batch norm nor compilation.
         needs: the fields of `DiscriminatorOutput`, beside `logits`, that it reads; the head must give them.
     """
 
@@ -156,7 +156,7 @@ class Penalty(nn.Module, ABC):
 
 
 class Loss(ABC):
-    """An adversarial loss: what the discriminator's realness logits cost each player.
+    """An adversarial loss: both networks' losses as functions of the discriminator's realness logits.
 
     Attributes:
         pairs_with_real: whether it compares pairs of one class: generated images then have the real images' labels,
@@ -190,15 +190,15 @@ class Loss(ABC):
         """
 
     def penalties(self) -> dict[str, Penalty]:
-        """The penalties that the loss cannot do without, each logged as `loss/NAME`."""
+        """The penalties that the loss requires, each logged as `loss/NAME`."""
         return {}
 
     def after_update(self, discriminator: nn.Module) -> None:
-        """Put the discriminator back where the loss is valid, after each of its updates. Most losses need nothing."""
+        """Restore the constraints of the loss after each update of the discriminator. Most losses have none."""
         del discriminator
 
     def health(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """What to log and to show of D's logits (N,): by default how often D is right about each kind.
+        """The figures to log and to show, from D's logits (N,): by default D's accuracy for each kind.
 
         Figures named `accuracy/...` are shares in [0, 1]; the collapse watch reads those.
         """

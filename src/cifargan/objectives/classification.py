@@ -1,7 +1,7 @@
-"""Class terms: what the class logits or embeddings of a discriminator's head cost both players.
+"""Class terms of both networks' losses, from the class logits or embeddings of a discriminator's head.
 
-The discriminator learns classes from real images, the generator is corrected on its own (Odena et al. 2017): each loss
-has a side for each player. All is computed in float32 and returned as a 0-dim float32 tensor, already weighted.
+The discriminator learns classes from real images, the generator is trained by its own images (Odena et al. 2017): each loss
+has a term for each network. All is computed in float32 and returned as a 0-dim float32 tensor, already weighted.
 """
 
 import math
@@ -27,7 +27,7 @@ def d2d_cross_entropy(
         -log(p_i / (p_i + sum over j with y_j != y_i of exp(max(f_i . f_j - m_n, 0) / t))),
         p_i = exp(min(f_i . v_{y_i} - m_p, 0) / t),  m_p = margin,  m_n = 1 - margin,  t = temperature.
 
-    The clamps silence what is already good: a sample closer to its proxy than m_p, and a pair of different classes less
+    The clamps remove the gradient of samples that are good enough: a sample closer to its proxy than m_p, and a pair of different classes less
     alike than m_n. The negatives are the other samples of the batch; without any the loss is 0.
 
     Args:
@@ -40,7 +40,7 @@ def d2d_cross_entropy(
     Returns:
         0-dim float32.
     """
-    with torch.autocast(embedding.device.type, enabled=False):  # cosines rounded to bfloat16 would blur the margins
+    with torch.autocast(embedding.device.type, enabled=False):  # bfloat16 is too coarse for the margins
         embedding, class_proxies = embedding.float(), class_proxies.float()
         to_proxy = (embedding @ class_proxies.T).gather(1, y[:, None])  # (N, K) -> (N, 1)
         to_others = embedding @ embedding.T  # (N, N)
@@ -52,7 +52,7 @@ def d2d_cross_entropy(
 
 
 class ClassificationLoss(nn.Module, ABC):
-    """The class term of both players: one formula, `forward`, and a weight for each side.
+    """The class term of both networks: one formula, `forward`, and a weight for each network.
 
     Attributes:
         needs: the fields of `DiscriminatorOutput`, beside `logits`, that the term reads; the head must give them.
@@ -79,7 +79,7 @@ class ClassificationLoss(nn.Module, ABC):
         """Compute the term without a weight.
 
         Args:
-            output: What the discriminator says of N images.
+            output: The discriminator's output for N images.
             y: (N,) int64, their labels or those they were generated from.
 
         Returns:
@@ -96,7 +96,7 @@ class ClassificationLoss(nn.Module, ABC):
 
 
 class NoClassification(ClassificationLoss):
-    """Adds nothing, whatever the head."""
+    """No class term."""
 
     def __init__(self) -> None:
         super().__init__(weight=0.0, fake_weight=0.0)
@@ -118,7 +118,7 @@ class CrossEntropy(ClassificationLoss):
         Args:
             weight: Factor of the term on real images in the discriminator's loss, at least 0.
             fake_weight: Factor of the term on generated images in the generator's loss, at least 0.
-            label_smoothing: Share in [0, 1) of each target that is spread evenly over all classes, for both players.
+            label_smoothing: Share in [0, 1) of each target that is spread evenly over all classes, for both networks.
 
         Raises:
             UserError: If a setting is out of its range.
@@ -148,7 +148,7 @@ class D2DCE(ClassificationLoss):
             fake_weight: Factor of the term on generated images in the generator's loss, at least 0.
             margin: Cosine in [0, 1] to the own class's proxy from which a sample counts as good enough; two samples of
                 different classes do from `1 - margin` down.
-            temperature: Divides the cosines, above 0; small values make the loss look at the hardest negatives.
+            temperature: Divides the cosines, above 0; small values give the hardest negatives more weight.
 
         Raises:
             UserError: If a setting is out of its range.

@@ -1,8 +1,8 @@
-"""Adversarial losses: what the discriminator's realness logits cost each player.
+"""Adversarial losses: both networks' losses as functions of the discriminator's realness logits.
 
 Every formula takes logits (N,) of any float dtype, computes in float32 and returns 0-dim float32 tensors to minimise.
-The discriminator's losses are the mean over the real half plus the mean over the fake half, never their average: that
-is the scale that the published learning rates belong to.
+The discriminator's losses are the mean over the real half plus the mean over the fake half, never their average:
+published learning rates assume this scale.
 """
 
 import math
@@ -16,7 +16,7 @@ from cifargan.errors import UserError
 from cifargan.objectives.base import Loss, Penalty, require_number
 from cifargan.objectives.penalties import R1, R2, GradientPenalty
 
-# Their gains set the scale of the features: a bound of 0.01 would switch the network off, not bound its slope.
+# Their gains set the scale of the features: a bound of 0.01 would make all features vanish.
 NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -48,23 +48,23 @@ def hinge_fake(fake: Tensor) -> Tensor:
 
 
 def negative_mean(logits: Tensor) -> Tensor:
-    """-mean(logits): the generator's loss beside hinge and Wasserstein, and a critic's for real images."""
+    """-mean(logits): the generator's loss under hinge and Wasserstein, and a critic's loss for real images."""
     return -logits.float().mean()
 
 
 def pair_loss(high: Tensor, low: Tensor) -> Tensor:
-    """Mean of softplus(-(high - low)) over pairs: what it costs that `high` (N,) does not exceed `low` (N,)."""
+    """Mean of softplus(-(high - low)) over pairs; it is small where `high` (N,) exceeds `low` (N,)."""
     return F.softplus(low.float() - high.float()).mean()
 
 
 def clippable_parameters(discriminator: nn.Module) -> list[nn.Parameter]:
     """All trained parameters, except those of norm layers and of modules marked by `spare_from_clipping`.
 
-    The marked ones see labels alone, or make class logits alone, so they have no share in the slope of realness over
-    images, which is what the bound is for. Bounded all the same, a label map beside the image would be too faint to be
-    seen: with c = 0.02 it stays below 0.04, where pixels reach 1.
+    The marked ones take only labels, or give only class logits, so they do not affect the slope of realness over images,
+    which the bound is for. If they were bounded, a label map would be too small relative to the image: with c = 0.02 it
+    stays below 0.04, where pixels reach 1.
 
-    Of a spectrally normalised weight this is the original one, since the normalised one is no parameter.
+    For a spectrally normalised weight this is the original weight: the normalised one is not a parameter.
     """
     apart = [module for module in discriminator.modules() if getattr(module, "spared_by_clipping", False)]
     spared = {id(parameter) for module in apart for parameter in module.parameters()}
@@ -90,7 +90,7 @@ class BCELoss(Loss):
 
         Args:
             label_smoothing: s in [0, 1): the target of real images falls from 1 to 1 - s, that of fakes stays at 0
-                (one-sided, Salimans et al. 2016, section 3.4). Only the discriminator's loss sees it.
+                (one-sided, Salimans et al. 2016, section 3.4). Only the discriminator's loss uses it.
 
         Raises:
             UserError: `label_smoothing` is outside [0, 1).
@@ -118,7 +118,7 @@ class HingeLoss(Loss):
 
         Args:
             label_smoothing: s in [0, 1): the margin that real logits must reach falls from 1 to 1 - s, that of fakes
-                stays at -1 (one-sided). Only the discriminator's loss sees it.
+                stays at -1 (one-sided). Only the discriminator's loss uses it.
 
         Raises:
             UserError: `label_smoothing` is outside [0, 1).
@@ -148,7 +148,7 @@ class _CriticLoss(Loss):
         return negative_mean(fake)
 
     def health(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The estimated distance: a critic has no border at 0 that a logit could be on the wrong side of."""
+        """The estimated distance: a critic has no threshold, so no accuracy."""
         return {"distance/wasserstein": real.float().mean() - fake.float().mean()}
 
 
@@ -163,7 +163,7 @@ class WassersteinLoss(_CriticLoss):
 
         Args:
             clip: c > 0: after each step of the discriminator its parameters are clamped to [-c, c], all but those of
-                norm layers and of what has no share in the slope over images (`clippable_parameters`).
+                norm layers and of parts that do not affect the slope over images (`clippable_parameters`).
 
         Raises:
             UserError: `clip` is not a positive finite number.
@@ -227,11 +227,11 @@ class RelativisticLoss(Loss):
         self.r2 = R2(gamma=gamma, interval=interval)
 
     def discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Real images are to have the higher logit of each pair."""
+        """The real image should have the higher logit of each pair."""
         return {"pairs": pair_loss(real, fake)}
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """Generated images are to have the higher logit of each pair."""
+        """The generated image should have the higher logit of each pair."""
         if real is None:
             raise ValueError("a relativistic loss needs the logits of real images")
         return pair_loss(fake, real)
@@ -241,5 +241,5 @@ class RelativisticLoss(Loss):
         return {"r1": self.r1, "r2": self.r2} if self.r1.gamma else {}
 
     def health(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """The share of pairs in which the real image has the higher logit; a logit by itself means nothing here."""
+        """The share of pairs in which the real image has the higher logit; single logits have no meaning here."""
         return {"accuracy/pairs": (real > fake).float().mean()}

@@ -1,4 +1,4 @@
-"""The objective: a loss, any number of penalties, and a class term, as one thing that the training step minimises."""
+"""The objective that the training step minimises: a loss, any number of penalties, and a class term."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,10 +17,10 @@ Terms: TypeAlias = dict[str, Tensor]  # 0-dim float32 tensors on the device
 
 
 class Objective(nn.Module):
-    """What both players minimise.
+    """The losses of both networks.
 
     Args:
-        loss: the adversarial loss, with the penalties that it cannot do without.
+        loss: the adversarial loss, with the penalties that it requires.
         penalties: further penalties of the discriminator, by the name that they are logged under.
         classification: the class term; None for none.
 
@@ -49,11 +49,11 @@ class Objective(nn.Module):
         return self.loss.pairs_with_real
 
     def health_names(self) -> list[str]:
-        """The names of the figures that say how the discriminator fares."""
+        """The names of the figures of `Loss.health`."""
         return list(self.loss.health(torch.zeros(1), torch.zeros(1)))
 
     def differentiating_twice(self) -> list[str]:
-        """The names of the terms that hold a gradient, which torch.compile cannot compile."""
+        """The names of the terms that contain a gradient, which torch.compile cannot compile."""
         return [name for name, penalty in self._named() if penalty.differentiates_twice]
 
     def due(self, step: int) -> frozenset[str]:

@@ -14,9 +14,9 @@ from cifargan.objectives.base import Batch, Judgement, Kind, Penalty, View, requ
 def lecam_penalty(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
     """Keep each kind of logit near the running mean of the other kind (Tseng et al. 2021).
 
-    mean(relu(real - fake_anchor)^2) + mean(relu(real_anchor - fake)^2). The anchors are crossed: each kind is pulled to
-    where the other has been, which bounds how far apart the discriminator may drive the two. The paper writes plain
-    squares; its authors' code has the relu, which spares logits that are already beyond the other kind's anchor.
+    mean(relu(real - fake_anchor)^2) + mean(relu(real_anchor - fake)^2). The anchors are crossed: each kind of logit is pulled
+    towards the running mean of the other, which bounds how far apart the discriminator drives the two. The paper writes plain
+    squares; its authors' code has the relu, which ignores logits that are already beyond the other kind's anchor.
 
     Args:
         real: (N,) float32 logits of real images.
@@ -34,7 +34,7 @@ class LeCam(Penalty):
     """LeCam regularisation (Tseng et al. 2021): `weight` times `lecam_penalty`.
 
     Before `start` the anchors follow the latest batch and the penalty is 0. From then on they are running means: a call
-    with gradients enabled first takes its batch in, then computes the penalty.
+    with gradients enabled first adds its batch, then computes the penalty.
 
     Attributes:
         real_anchor: 0-dim float32 buffer, running mean of the real logits.
@@ -49,7 +49,7 @@ class LeCam(Penalty):
 
         Args:
             weight: factor of the penalty, at least 0.
-            decay: what a running mean keeps of itself at each discriminator step, in [0, 1).
+            decay: factor of the old running mean at each discriminator step, in [0, 1).
             start: generator steps before the penalty begins, at least 0.
 
         Raises:
@@ -63,7 +63,7 @@ class LeCam(Penalty):
         self.register_buffer("fake_anchor", torch.zeros(()))
 
     def forward(self, judgement: Judgement) -> Tensor:
-        """Update the anchors where that is due, then return the weighted penalty."""
+        """Update the anchors in training, then return the weighted penalty."""
         real, fake = judgement.real.logits.float(), judgement.fake.logits.float()
         started = judgement.step >= self.start  # stays a tensor: a Python branch on it would wait for the device
         if self.training and torch.is_grad_enabled():
@@ -99,7 +99,7 @@ class Consistency(Penalty):
     """Consistency regularisation (Zhang et al. 2020, "Consistency Regularization for GANs", section 2.3).
 
     `weight` times `consistency_penalty` between each real image and itself, mirrored at random and moved by a few
-    pixels. The discriminator judges half as many images again.
+    pixels. The discriminator judges 1.5 times as many images.
     """
 
     def __init__(self, *, weight: float = 10.0, reach: int = 4) -> None:
