@@ -134,8 +134,8 @@ class BigGANDiscriminator(Discriminator):
         init: How weights are drawn: "orthogonal", or "normal" for N(0, 0.02^2). Biases start at zero.
 
     Raises:
-        UserError: If image_size is not a power of two, if there is attention at a size that no block has, or if the head
-            needs classes and there are none.
+        UserError: If image_size is not a power of two, if there is attention at a size that no block has, or if the
+            head needs classes and there are none.
     """
 
     def __init__(

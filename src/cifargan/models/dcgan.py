@@ -153,8 +153,8 @@ class DCGANDiscriminator(Discriminator):
         label_embedding_dim: Length of the embedding behind the label map.
 
     Raises:
-        UserError: If the image size does not fit, a size is below 1, `dropout` is not a probability below 1, or the label
-            map lacks classes.
+        UserError: If the image size does not fit, a size is below 1, `dropout` is not a probability below 1, or the
+            label map lacks classes.
     """
 
     def __init__(

@@ -44,10 +44,11 @@ class DenseGenerator(Generator):
         label_map_size: Size (4, 8, ..., S) of the feature map that the label map is appended to, after its
             attention. None: unconditional.
         label_embedding_dim: Length of the embedding behind the label map.
-        batch_norm: Whether there is batch norm before every activation, in place of the layer's bias. Use it with spectral norm
-            (Zhang et al. 2019 have both in G): otherwise every layer's gain is at most 1, and the images hardly depend
+        batch_norm: Whether there is batch norm before every activation, in place of the layer's bias. Use it with
+            spectral norm (Zhang et al. 2019 have both in G): otherwise every layer's gain is at most 1, and the images hardly depend
             on the latent.
-        spectral_norm: Whether to normalise every layer spectrally, including the label map's linear layer, but not its embedding.
+        spectral_norm: Whether to normalise every layer spectrally, including the label map's linear layer, but not
+            its embedding.
 
     Raises:
         UserError: If the image size does not fit, a size is below 1, `attention` or `label_map_size` names a size that
@@ -135,8 +136,8 @@ class DenseDiscriminator(Discriminator):
 
     Raises:
         UserError: If the image size does not fit, a size is below 1, there are no convolutions or so many that the map
-            shrinks below 2x2, `attention` names a size that does not occur, `dropout` is not a probability below 1, or the
-            label map lacks classes.
+            shrinks below 2x2, `attention` names a size that does not occur, `dropout` is not a probability below 1, or
+            the label map lacks classes.
     """
 
     def __init__(

@@ -122,7 +122,8 @@ class Discriminator(nn.Module, ABC):
     def joint_pass(self) -> bool:
         """Whether real and generated images may share one forward pass.
 
-        False with any layer that looks across the batch: its output would depend on the mixture of real and generated images.
+        False with any layer that looks across the batch: its output would depend on the mixture of real and generated
+        images.
         """
         return not any(isinstance(module, _BatchNorm | AcrossBatch) for module in self.modules())
 

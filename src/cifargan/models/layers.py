@@ -168,7 +168,8 @@ def initialize_(network: nn.Module, scheme: InitScheme, std: float = 0.02) -> No
         network: What to initialise.
         scheme: "orthogonal": W W^T = I, W read as (outputs, everything else). "normal": N(0, std^2), and the gains of
             affine batch norms N(1, std^2), as DCGAN has it. "xavier": Glorot's uniform, but N(0, 1)
-            for the embedding of a `LabelMap`, whose map would otherwise be too small relative to the image. "default": PyTorch's own; nothing changes.
+            for the embedding of a `LabelMap`, whose map would otherwise be too small relative to the
+            image. "default": PyTorch's own; nothing changes.
         std: Standard deviation for "normal".
     """
     if scheme == "default":

@@ -150,7 +150,7 @@ def normalised_together(network: nn.Module, *, trained: bool = True) -> Iterator
 
 
 def power_iteration_(network: nn.Module, *, together: bool = True) -> None:
-    """Run one power iteration for every spectrally normalised weight in `network`; the host does not wait for the device.
+    """Run one power iteration for every spectrally normalised weight in `network`, without waiting for the device.
 
     Call it once after each update of these weights.
 

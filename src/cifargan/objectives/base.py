@@ -205,7 +205,7 @@ class Loss(ABC):
         return {"accuracy/real": (real > 0).float().mean(), "accuracy/fake": (fake < 0).float().mean()}
 
     def discriminator_has_won(self, health: Mapping[str, float]) -> bool:
-        """Whether D is right about (nearly) every image, by the logged means of `health`; never without accuracies."""
+        """Whether D classifies (nearly) every image correctly, by the logged means of `health`; never without accuracies."""
         return min((share for name, share in health.items() if name.startswith("accuracy/")), default=0.0) > 0.999
 
 
