@@ -1,4 +1,4 @@
-"""Small games: built part by part, or from the shipped configuration."""
+"""Small GANs: built part by part, or from the shipped configuration."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -72,7 +72,7 @@ def images() -> ImageSet:
 
 @pytest.fixture
 def new_gan(images: ImageSet) -> Callable[..., GANStep]:
-    """A function that makes a gan of two narrow networks; each part and each number can be replaced.
+    """A function that makes a GAN of two narrow networks; each part and each number can be replaced.
 
     `generator` and `discriminator` are functions, so that their weights are drawn after seeding.
     """
@@ -133,7 +133,11 @@ NARROW_D = partial(DenseDiscriminator, channels=[4, 4], dropout=0.0, head=Projec
 
 @cache
 def composed(*overrides: str) -> DictConfig:
-    """The shipped configuration for a small run on digits, with overrides."""
+    """The shipped configuration for a small run on digits, with overrides. No setting refers to one of the trainer."""
+    own = [override for override in overrides if override.startswith("trainer.")]
+    if own:
+        rest = composed(*(override for override in overrides if override not in own))
+        return cast(DictConfig, OmegaConf.merge(rest, OmegaConf.from_dotlist(own)))
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         return OmegaConf.create(plain(hydra.compose("train", [*SMALL, *overrides])))
 
@@ -146,7 +150,7 @@ def data(node: str) -> ImageSet:
 
 @pytest.fixture
 def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
-    """A function that builds the trainer of a run in the folder `name` from overrides, or goes on with the run there."""
+    """A function that builds the trainer of a run in the folder `name` from overrides, or resumes the run there."""
     monkeypatch.setattr("cifargan.config.build_data", lambda node: data(OmegaConf.to_yaml(node)))
 
     def make(name: str, *overrides: str, resume: bool = False) -> Trainer:
@@ -159,8 +163,8 @@ def new_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 @pytest.fixture
-def game_of() -> Callable[..., GANStep]:
-    """A function that builds the gan of the shipped configuration with overrides, and no trainer around it."""
+def gan_of() -> Callable[..., GANStep]:
+    """A function that builds the GAN of the shipped configuration with overrides, and no trainer around it."""
 
     def make(*overrides: str) -> GANStep:
         config = composed(*overrides)

@@ -1,7 +1,7 @@
-"""A device that is not the host: what a round and a sampler may not do, found without a GPU.
+"""A device that is not the host: what an iteration and a sampler may not do, found without a GPU.
 
-torch's device `meta` has tensors without numbers. Whoever reads one there fails, as a GPU would have to be waited for;
-and what lies on the host by mistake meets it in an operator, as it would meet the GPU.
+torch's device `meta` has tensors without values. Reading one fails there, where the host would wait for a GPU. A tensor
+that lies on the host by mistake meets one on `meta` in an operator, as it would meet one on a GPU.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Astray(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def game_on_meta(preset: str) -> GANStep:
+def gan_on_meta(preset: str) -> GANStep:
     config = small(compose(preset))
     return build_gan(
         parse(config), images=random_images(64, image_size=config.data.image_size), device=META, speed=CHOSEN
@@ -62,8 +62,8 @@ def game_on_meta(preset: str) -> GANStep:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_device_part_of_a_round_reads_nothing_and_has_nothing_on_the_host(preset: str) -> None:
-    gan = game_on_meta(preset)
+def test_the_device_part_of_an_iteration_reads_nothing_and_has_nothing_on_the_host(preset: str) -> None:
+    gan = gan_on_meta(preset)
     with Astray() as astray:
         for _ in range(2):  # in the first, optimisers make their moments
             gan.prepare()
@@ -84,7 +84,7 @@ def test_what_strays_is_found() -> None:
 @pytest.mark.parametrize("mode", ["standing", "running", "batch"])
 @pytest.mark.parametrize("preset", ["biggan", "dcgan"])
 def test_a_sampler_reads_nothing_before_its_last_batch(preset: str, mode: BatchNormMode) -> None:
-    generator = game_on_meta(preset).generator
+    generator = gan_on_meta(preset).generator
     classes = [str(label) for label in range(10)]
     sampler = Sampler(generator, classes, device=META, batch_norm=mode, batch_size=100)
     batches = sampler.stream(200, truncation=0.5)

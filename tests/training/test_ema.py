@@ -38,25 +38,18 @@ def averaged(average: WeightAverage) -> float:
     return next(average.generator.parameters()).item()
 
 
-def test_after_n_updates_the_start_has_the_weight_decay_to_the_n() -> None:
-    live = OneWeight(5.0)
-    average = WeightAverage(live, decay=0.9)
-    live.put(-3.0)
-    for step in range(1, 8):
-        follow(average, step)
-    assert averaged(average) == pytest.approx(-3.0 + 0.9**7 * 8.0, rel=1e-12)
-    assert live.weight.item() == -3.0
-
-
-def test_moving_weights_are_weighted_geometrically() -> None:
-    live = OneWeight(0.0)
+def test_moving_weights_are_weighted_geometrically_and_the_start_by_the_decay_to_the_n() -> None:
+    live = OneWeight(8.0)
     average = WeightAverage(live, decay=0.7)
     values = [2.0, -1.0, 4.0, 0.5]
     for step, value in enumerate(values, start=1):
         live.put(value)
         follow(average, step)
-    expected = sum(0.3 * 0.7 ** (len(values) - 1 - i) * value for i, value in enumerate(values))
+    expected = sum(0.3 * 0.7 ** (len(values) - 1 - i) * value for i, value in enumerate(values)) + 0.7**4 * 8.0
     assert averaged(average) == pytest.approx(expected, rel=1e-12)
+    assert live.weight.item() == 0.5
+    assert not average.generator.training
+    assert not any(p.requires_grad for p in average.generator.parameters())
 
 
 def test_no_decay_follows_exactly() -> None:
@@ -116,7 +109,7 @@ def test_buffers_are_copied_and_not_averaged(new_gan: Callable[..., GANStep]) ->
         assert float(module.u.norm()) == pytest.approx(1.0, abs=1e-5)
         assert float(module.v.norm()) == pytest.approx(1.0, abs=1e-5)
     counters = [value for name, value in there.items() if name.endswith("num_batches_tracked")]
-    # Each round runs the generator twice in training mode: once for each player.
+    # Each iteration runs the generator twice in training mode: once for each step.
     assert counters
     assert all(value.dtype == torch.int64 and int(value) == 6 for value in counters)
     # Weights are averaged all the same.
@@ -132,9 +125,3 @@ def test_copying_buffers_leaves_parameters_alone() -> None:
     assert torch.equal(target.running_mean, source.running_mean)  # type: ignore[arg-type]
     assert int(target.num_batches_tracked) == 1  # type: ignore[arg-type]
     assert torch.equal(target.weight, torch.ones(3))
-
-
-def test_the_average_is_never_trained() -> None:
-    average = WeightAverage(OneWeight(1.0))
-    assert not average.generator.training
-    assert not any(p.requires_grad for p in average.generator.parameters())

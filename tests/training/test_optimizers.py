@@ -20,14 +20,16 @@ def run(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
     return parameter.item()
 
 
-def test_adam() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam(fused: bool) -> None:
     parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     w, m, v = 1.0, 0.0, 0.0
     for t, gradient in enumerate(GRADIENTS, start=1):
         m = 0.3 * m + 0.7 * gradient
         v = 0.9 * v + 0.1 * gradient**2
         w -= 0.01 * (m / (1 - 0.3**t)) / ((v / (1 - 0.9**t)) ** 0.5 + 1e-3)
-    assert run(adam([parameter], lr=0.01, betas=(0.3, 0.9), eps=1e-3), parameter) == pytest.approx(w, rel=1e-9)
+    optimizer = adam([parameter], lr=0.01, betas=(0.3, 0.9), eps=1e-3, fused=fused)
+    assert run(optimizer, parameter) == pytest.approx(w, rel=1e-9)
 
 
 def test_rmsprop() -> None:
@@ -39,17 +41,8 @@ def test_rmsprop() -> None:
     assert run(rmsprop([parameter], lr=0.01, alpha=0.8, eps=1e-3), parameter) == pytest.approx(w, rel=1e-9)
 
 
-def test_one_kernel_for_all_weights_takes_the_same_steps() -> None:
-    ends = []
-    for fused in (False, True):
-        parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-        ends.append(run(adam([parameter], lr=0.01, betas=(0.3, 0.9), eps=1e-3, fused=fused), parameter))
-    assert ends[1] == pytest.approx(ends[0], rel=1e-12)
-    assert ends[0] != 1.0
-
-
 @pytest.mark.parametrize("make", [adam, rmsprop])
-def test_a_recorded_update_reads_its_rate_from_the_device(make: Callable[..., torch.optim.Optimizer]) -> None:
+def test_a_captured_update_reads_its_rate_from_the_device(make: Callable[..., torch.optim.Optimizer]) -> None:
     (group,) = make([nn.Parameter(torch.zeros(3))], lr=0.25, recorded=True).param_groups
     assert isinstance(group["lr"], torch.Tensor)
     assert group["lr"].item() == 0.25

@@ -16,19 +16,17 @@ from cifargan.training.step import GANStep
 CPU = torch.device("cpu")
 
 
-def test_auto_is_float32_without_cuda() -> None:
-    assert resolve("auto", CPU) == "fp32"
-    assert Precision("auto", CPU).name == "fp32"
-
-
 @pytest.mark.parametrize(("supported", "name"), [(True, "bf16"), (False, "fp16")])
-def test_auto_on_cuda_asks_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, name: str) -> None:
+def test_auto_asks_the_gpu_and_is_float32_without_one(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, name: str
+) -> None:
     def is_bf16_supported(including_emulation: bool = True) -> bool:
         return supported or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     assert resolve("auto", torch.device("cuda")) == name
     assert resolve("fp32", torch.device("cuda")) == "fp32"
+    assert resolve("auto", CPU) == Precision("auto", CPU).name == "fp32"
 
 
 def test_float16_without_cuda_is_refused_in_one_line() -> None:
@@ -45,19 +43,6 @@ def test_autocast_changes_products_and_no_weights(name: PrecisionName, dtype: to
     assert layer.weight.dtype == torch.float32
 
 
-def test_a_step_updates_returns_the_norm_and_drops_the_gradients() -> None:
-    layer = nn.Linear(2, 1)
-    nn.init.zeros_(layer.weight)
-    precision, optimizer = Precision("fp32", CPU), torch.optim.SGD(layer.parameters(), lr=1.0)
-    precision.backward(layer(torch.tensor([[3.0, 4.0]])).sum())
-    norm = precision.step(optimizer)
-    assert norm.shape == ()
-    assert float(norm) == pytest.approx(26.0**0.5)  # of (3, 4) for the weight and 1 for the bias
-    assert layer.weight.tolist() == [[-3.0, -4.0]]
-    assert all(p.grad is None for p in layer.parameters())
-    assert precision.figures() == {}
-
-
 def scaled(scale: float) -> Precision:
     """The arithmetic of fp16 on the CPU, whose autocast knows bfloat16 only."""
     precision = Precision("fp32", CPU)
@@ -65,16 +50,25 @@ def scaled(scale: float) -> Precision:
     return precision
 
 
-def test_loss_scaling_changes_no_update() -> None:
+@pytest.mark.parametrize(
+    ("precision", "scale", "figures"),
+    [(Precision("fp32", CPU), 1.0, {}), (scaled(1024.0), 1024.0, {"loss_scale": 1024.0})],
+)
+def test_a_step_updates_returns_the_norm_and_drops_the_gradients_whatever_the_scale(
+    precision: Precision, scale: float, figures: dict[str, float]
+) -> None:
     layer = nn.Linear(2, 1)
     nn.init.zeros_(layer.weight)
-    precision, optimizer = scaled(1024.0), torch.optim.SGD(layer.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     precision.backward(layer(torch.tensor([[3.0, 4.0]])).sum())
     assert layer.weight.grad is not None
-    assert layer.weight.grad.tolist() == [[3072.0, 4096.0]]
-    assert float(precision.step(optimizer)) == pytest.approx(26.0**0.5)
+    assert layer.weight.grad.tolist() == [[3.0 * scale, 4.0 * scale]]
+    norm = precision.step(optimizer)
+    assert norm.shape == ()
+    assert float(norm) == pytest.approx(26.0**0.5)  # of (3, 4) for the weight and 1 for the bias
     assert layer.weight.tolist() == [[-3.0, -4.0]]
-    assert precision.figures() == {"loss_scale": 1024.0}
+    assert all(p.grad is None for p in layer.parameters())
+    assert precision.figures() == figures
 
 
 def test_an_overflow_skips_the_update_lowers_the_scale_and_is_no_divergence() -> None:
@@ -87,16 +81,15 @@ def test_an_overflow_skips_the_update_lowers_the_scale_and_is_no_divergence() ->
     assert precision.figures() == {"loss_scale": 512.0}
 
 
-def test_several_discriminator_updates_a_round_work_with_loss_scaling(new_gan: Callable[..., GANStep]) -> None:
+def test_several_discriminator_updates_work_with_loss_scaling(new_gan: Callable[..., GANStep]) -> None:
     plain, scaling = new_gan(d_steps=3), new_gan(d_steps=3)
     scaling.precision = scaled(256.0)
     for gan in (plain, scaling):
         torch.manual_seed(1)
         gan.iterate()
         gan.iterate()
-    for a, b in zip(plain.discriminator.parameters(), scaling.discriminator.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-    for a, b in zip(plain.generator.parameters(), scaling.generator.parameters(), strict=True):
+    for network in ("discriminator", "generator"):
+        a, b = (list(getattr(gan, network).parameters()) for gan in (plain, scaling))
         torch.testing.assert_close(a, b)
 
 
@@ -114,7 +107,7 @@ def test_the_scale_and_its_history_survive_a_round_trip() -> None:
     second.load_state_dict(first.state_dict())
     update(second)  # the third good update in a row, so the scale doubles
     assert second.figures() == {"loss_scale": 2048.0}
-    # A run that goes on in another format starts without one.
+    # A run that resumes in another format starts without one.
     Precision("bf16", CPU).load_state_dict(first.state_dict())
     first.load_state_dict(Precision("bf16", CPU).state_dict())
     assert first.figures() == {"loss_scale": 1024.0}

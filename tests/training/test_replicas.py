@@ -20,8 +20,8 @@ CPU = torch.device("cpu")
 STEPS = 20
 
 
-def played(recipe: str, accumulate: int, *overrides: str) -> dict[str, Any]:
-    """Twenty iterations in float64, in which rounding cannot grow into anything."""
+def trained(recipe: str, accumulate: int, *overrides: str) -> dict[str, Any]:
+    """Twenty iterations in float64, in which rounding errors stay small."""
     config = narrowed(compose(recipe, "device=cpu", "precision=fp32", *overrides), 8)
     config.data.image_size = 16 if "biggan" in recipe else 32
     if "biggan" in recipe:
@@ -31,7 +31,7 @@ def played(recipe: str, accumulate: int, *overrides: str) -> dict[str, Any]:
     config.trainer.ema.update({"decay": 0.9, "start": 2})
     for penalty in config.regularizer.values():
         penalty.start = 2
-    images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few rounds
+    images = random_images(30, image_size=config.data.image_size)  # an epoch ends every few iterations
     with float64():
         gan = build_gan(parse(config), images=images, device=CPU, speed=SpeedOptions(batched_spectral_norm=True))
         metrics = [gan.iterate() for _ in range(STEPS)][-1]
@@ -58,11 +58,11 @@ def test_two_processes_train_what_one_trains(
     accumulate: int,
     overrides: tuple[str, ...],
 ) -> None:
-    one = played(recipe, accumulate, *overrides)
-    pair = in_processes(2, played, recipe, accumulate, *overrides)
+    one = trained(recipe, accumulate, *overrides)
+    pair = in_processes(2, trained, recipe, accumulate, *overrides)
     for other in pair:
         torch.testing.assert_close(other["weights"], one["weights"], rtol=0, atol=1e-5)
-        # The state that a checkpoint keeps is no process's own: any number of them can go on from it.
+        # The saved state is the same in all processes: a run can resume with any number of them.
         assert torch.equal(other["rng"], one["rng"])
         assert differences(other["stream"], one["stream"]) == []
     for name, value in one["metrics"].items():

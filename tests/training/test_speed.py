@@ -34,7 +34,7 @@ def test_plain_means_nothing_and_auto_what_suits_the_device() -> None:
     assert decide(torch.device("mps")) == SpeedOptions(batched_spectral_norm=True, fold_up=True)
 
 
-def test_a_loss_scale_that_the_host_reads_rules_out_a_recording() -> None:
+def test_a_loss_scale_that_the_host_reads_rules_out_a_graph() -> None:
     assert decide(CUDA, scaled=True).graph
     assert decide(CUDA, scaled=False, fusible=False).graph
     assert not decide(CUDA, scaled=True, fusible=False).graph
@@ -51,7 +51,7 @@ def test_every_switch_can_be_turned_by_itself(name: str) -> None:
             assert asdict(decide(CUDA, speed=speed, **chosen)) == {**default, **chosen}
 
 
-def test_folding_is_timed_unless_told_or_forbidden() -> None:
+def test_folding_is_timed_unless_it_is_set_or_forbidden() -> None:
     def forms(**settings: Any) -> tuple[bool, bool]:
         decided = decide(**settings)
         return decided.fold_up, decided.fold_down
@@ -63,7 +63,7 @@ def test_folding_is_timed_unless_told_or_forbidden() -> None:
     assert forms(deterministic=True, fold=True) == (True, True)
 
 
-def test_the_timing_is_told_the_layout() -> None:
+def test_the_timing_knows_the_layout() -> None:
     asked: list[bool] = []
 
     def faster_forms(*, channels_last: bool) -> tuple[bool, bool]:
@@ -75,7 +75,7 @@ def test_the_timing_is_told_the_layout() -> None:
     assert asked == [True, False]
 
 
-def test_compilation_waits_to_be_asked() -> None:
+def test_compilation_is_off_by_default() -> None:
     assert [decide(compile=mode).compile for mode in ("auto", "off", "default", "max-autotune")] == [
         "off",
         "off",
@@ -84,14 +84,14 @@ def test_compilation_waits_to_be_asked() -> None:
     ]
 
 
-def test_a_run_that_goes_on_keeps_what_it_had_decided_but_for_what_is_set_anew() -> None:
+def test_a_resumed_run_keeps_its_options_except_those_that_are_set_again() -> None:
     before = SpeedOptions(channels_last=False, fused=True, fold_down=True)
     assert decide(before=before, pays=(True, True)) == before
     assert decide(before=before, fused=False, fold=False) == SpeedOptions()
     assert decide(before=before, speed="plain") == PLAIN
 
 
-def test_of_a_checkpoint_only_true_and_false_are_believed() -> None:
+def test_only_true_and_false_are_read_from_a_checkpoint() -> None:
     assert remembered(asdict(ON_CPU)) == ON_CPU
     assert remembered({"fused": "yes", "graph": 1, "compile": "max-autotune", "other": True}) == PLAIN
     assert remembered({}) == PLAIN
@@ -111,7 +111,7 @@ def test_networks_are_prepared() -> None:
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-# What a round computes does not depend on them
+# An iteration computes the same with and without them
 
 BIGGAN = [
     "experiment=biggan_lecam_diffaug",
@@ -139,38 +139,38 @@ OTHERS = {
     ["channels_last=true", "fused=true", "batched_spectral_norm=true", "fold=true", "speed=auto"],
 )
 @pytest.mark.parametrize("recipe", ["biggan", *OTHERS])
-def test_a_switch_changes_no_figure_and_no_weight(game_of: Callable[..., GANStep], recipe: str, setting: str) -> None:
+def test_a_switch_changes_no_figure_and_no_weight(gan_of: Callable[..., GANStep], recipe: str, setting: str) -> None:
     overrides = [*(BIGGAN if recipe == "biggan" else OTHERS[recipe]), "trainer.speed=plain"]
-    games = [game_of(*overrides), game_of(*overrides, f"trainer.{setting}")]
-    assert games[1].speed != PLAIN
+    gans = [gan_of(*overrides), gan_of(*overrides, f"trainer.{setting}")]
+    assert gans[1].speed != PLAIN
     torch.manual_seed(1)
-    expected = [games[0].iterate() for _ in range(3)]
+    expected = [gans[0].iterate() for _ in range(3)]
     torch.manual_seed(1)
-    actual = [games[1].iterate() for _ in range(3)]
+    actual = [gans[1].iterate() for _ in range(3)]
     for a, b in zip(expected, actual, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
     for network in ("generator", "discriminator"):
-        a, b = (dict(getattr(gan, network).state_dict()) for gan in games)
+        a, b = (dict(getattr(gan, network).state_dict()) for gan in gans)
         torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
 
 
 def test_all_at_once_are_bit_equal_from_run_to_run(
-    game_of: Callable[..., GANStep], differences: Callable[[Any, Any], list[str]]
+    gan_of: Callable[..., GANStep], differences: Callable[[Any, Any], list[str]]
 ) -> None:
     overrides = [*BIGGAN, "deterministic=true", "trainer.fold=true"]
-    games: list[GANStep] = []
+    gans: list[GANStep] = []
     for _ in range(2):
-        gan = game_of(*overrides)
+        gan = gan_of(*overrides)
         assert gan.speed == ON_CPU
         for _ in range(3):
             gan.iterate()
-        games.append(gan)
-    assert differences(games[0].state(), games[1].state()) == []
+        gans.append(gan)
+    assert differences(gans[0].state(), gans[1].state()) == []
 
 
 @pytest.mark.slow
 def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
-    game_of: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch
+    gan_of: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_compile = torch.compile
     graphs: list[int] = []
@@ -182,19 +182,19 @@ def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
     # The tracing is the real one; code is not generated, which would take minutes.
     monkeypatch.setattr(torch, "compile", lambda function, **_: real_compile(function, backend=count, fullgraph=True))
     overrides = [*BIGGAN, "trainer.speed=plain", "trainer.batched_spectral_norm=true"]
-    plain = game_of(*overrides)
-    fast = game_of(*overrides, "trainer.compile=default")
+    plain = gan_of(*overrides)
+    fast = gan_of(*overrides, "trainer.compile=default")
     for _ in range(3):
         torch.manual_seed(1)
         expected = plain.iterate()
         torch.manual_seed(1)
         torch.testing.assert_close(fast.iterate(), expected, rtol=1e-3, atol=1e-4)
-    assert len(graphs) == 2  # one for each player's loss, whole, and never traced anew
+    assert len(graphs) == 2  # one for each network's loss, whole, and never traced again
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_compiled_code_plays_the_same_round(new_gan: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_computes_the_same_iteration(new_gan: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing may be added to the first term: a sum that is its own first summand once lost its gradient.
     monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
     plain = new_gan()
