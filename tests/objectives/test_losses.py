@@ -1,6 +1,7 @@
 """Adversarial losses against torch's own cross-entropy, closed forms and hand-written gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -175,32 +176,28 @@ def test_clipping_spares_norm_layers_and_what_is_no_critic() -> None:
         assert torch.equal(buffer, buffers[name]), name
 
 
-def test_clipping_leaves_what_is_frozen_as_it_came() -> None:
-    """A critic that goes on from another run may keep its first blocks, whose weights need not be within the bound."""
+def test_clipping_leaves_frozen_weights_unchanged_and_other_losses_leave_all() -> None:
+    """A critic that starts from another run may keep its first blocks, whose weights need not be within the bound."""
     critic = Critic()
     critic.conv.requires_grad_(False)
-    before = critic.conv.weight.clone()
+    before = [parameter.clone() for parameter in critic.parameters()]
+    for loss in (BCELoss(), HingeLoss()):
+        loss.after_update(critic)
+        assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
+    weight = critic.conv.weight.clone()
     WassersteinLoss(clip=0.25).after_update(critic)
-    assert torch.equal(critic.conv.weight, before)
+    assert torch.equal(critic.conv.weight, weight)
     assert float(critic.embed.weight.detach().abs().max()) == 0.25
 
 
-@pytest.mark.parametrize("loss", [BCELoss(), HingeLoss()], ids=lambda loss: type(loss).__name__)
-def test_other_losses_leave_the_discriminator_alone(loss: Loss) -> None:
-    critic = Critic()
-    before = [parameter.clone() for parameter in critic.parameters()]
-    loss.after_update(critic)
-    assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
-def test_bad_smoothing_is_the_users_error(smoothing: float) -> None:
-    for loss in (BCELoss, HingeLoss):
-        with pytest.raises(UserError, match=r"label_smoothing=.*\[0, 1\)"):
-            loss(label_smoothing=smoothing)
-
-
-@pytest.mark.parametrize("clip", [0.0, -0.01, math.inf, math.nan])
-def test_bad_clip_is_the_users_error(clip: float) -> None:
-    with pytest.raises(UserError, match="clip="):
-        WassersteinLoss(clip=clip)
+@pytest.mark.parametrize(
+    ("make", "setting", "value"),
+    [
+        *((make, "label_smoothing", value) for make in (BCELoss, HingeLoss) for value in (-0.1, 1.0, math.nan)),
+        *((WassersteinLoss, "clip", value) for value in (0.0, -0.01, math.inf, math.nan)),
+    ],
+)
+def test_bad_settings_are_the_users_error(make: Any, setting: str, value: float) -> None:
+    message = r"label_smoothing=.*\[0, 1\)" if setting == "label_smoothing" else "clip="
+    with pytest.raises(UserError, match=message):
+        make(**{setting: value})

@@ -117,7 +117,7 @@ DISCRIMINATORS = {
 
 
 @pytest.mark.parametrize(("discriminator", "joint"), DISCRIMINATORS.values(), ids=DISCRIMINATORS)
-def test_the_fakes_have_no_say_in_the_real_logits(discriminator: Discriminator, joint: bool) -> None:
+def test_the_real_logits_do_not_depend_on_the_fakes(discriminator: Discriminator, joint: bool) -> None:
     assert discriminator.joint_pass is joint
     critic = Critic(discriminator.train(), Augment())
     real, fake, other = batch(6), batch(6, 1), Batch(batch(6, 1).x.flip(0), batch(6, 1).y.flip(0))
@@ -150,11 +150,8 @@ def test_a_penalty_by_gradient_refuses_batch_norm_in_one_line() -> None:
     Objective(HingeLoss(), {"lecam": LeCam()}).require_fits(BATCH_NORM_D(head=LinearHead))
 
 
-def test_a_penalty_of_the_loss_is_not_chosen_twice() -> None:
-    with pytest.raises(UserError, match=r"regularizer=r1.*already"):
-        Objective(RelativisticLoss(), {"r1": R1()})
-
-
-def test_the_state_of_every_penalty_is_kept() -> None:
+def test_the_state_of_every_penalty_is_kept_and_none_is_chosen_twice() -> None:
     objective = Objective(HingeLoss(), {"lecam": LeCam(), "cr": Consistency()})
     assert set(objective.state_dict()) == {"penalties.lecam.real_anchor", "penalties.lecam.fake_anchor"}
+    with pytest.raises(UserError, match=r"regularizer=r1.*already"):
+        Objective(RelativisticLoss(), {"r1": R1()})

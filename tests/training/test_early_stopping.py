@@ -98,7 +98,7 @@ def test_what_a_distance_hides_is_reported_once(caplog: pytest.LogCaptureFixture
 
 
 def test_a_resumed_run_keeps_its_scores_and_gets_another_chance() -> None:
-    settings = {"warn_after": 2, "stop_after": 3}
+    settings: dict[str, Any] = {"warn_after": 2, "stop_after": 3}
     scores, resumed = fed(5.0, 6.0, 7.0, **settings), fed(**settings)
     resumed.load_state_dict(scores.state_dict())
     assert resumed.state_dict() == scores.state_dict()

@@ -51,7 +51,7 @@ def test_a_batch_is_split_down_to_single_images() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"lr_decay_from": 100}])
-def test_learning_rates_are_constant_without_a_decay_or_when_it_begins_at_the_end(settings: dict[str, int]) -> None:
+def test_learning_rates_are_constant_without_a_decay_or_when_it_begins_at_the_end(settings: dict[str, Any]) -> None:
     schedule = Schedule(**GOOD, **settings)
     assert schedule.micro_batch == 4
     assert [schedule.learning_rate_factor(step) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
