@@ -194,7 +194,9 @@ def test_the_loop_that_is_read_is_the_loop_that_is_compiled(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_compiled_code_computes_the_same_iteration(new_gan: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_computes_the_same_iteration(
+    new_gan: Callable[..., GANStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Nothing may be added to the first term: a sum that is its own first summand once lost its gradient.
     monkeypatch.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
     plain = new_gan()
