@@ -1,5 +1,6 @@
 """Every command in the documentation is run, as far as it takes no time: names, options and settings are right."""
 
+import contextlib
 import itertools
 import re
 import runpy
@@ -111,7 +112,9 @@ def own_file(desk: Desk, words: list[str]) -> None:
     for name, content in desk.files.items():
         (desk.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (desk.folder / name).write_text(content, encoding="utf-8")
-    with patch.dict(registry.GENERATORS), patch.dict(registry.LOSSES), patch.dict(registry.SOURCES):
+    with contextlib.ExitStack() as stack:
+        for known in (*registry.REGISTRIES, registry.METRICS):
+            stack.enter_context(patch.dict(known))  # type: ignore[arg-type]
         runpy.run_path(str(desk.folder / words[1]))
         how_to_run(["cifargan", *words[2:]])(desk, ["cifargan", *words[2:]])
 

@@ -1,5 +1,7 @@
-"""What docs/extending.md shows is short, trains and is sampled, in both of the ways that it tells."""
+"""The files that docs/extending.md shows train, resume, sample and score, beside own configs and in a fork."""
 
+import contextlib
+import json
 import os
 import runpy
 import shutil
@@ -17,21 +19,43 @@ from cifargan import registry
 ROOT = Path(__file__).parents[2]
 Invoke = Callable[..., CompletedProcess[str]]
 QUICK = (
-    *("device=cpu", "evaluator=none", "data.image_size=16", "trainer.steps=2", "trainer.batch_size=4"),
-    *("trainer.samples_per_class=1", "trainer.log_every=1", "model.discriminator.base_channels=4"),
+    *("device=cpu", "data.image_size=16", "trainer.steps=2", "trainer.batch_size=4", "data=digits"),
+    *("trainer.samples_per_class=1", "trainer.log_every=1", "trainer.checkpoint_every=1"),
 )
-# The Python file, its config, what chooses it.
-EXAMPLES = {
-    "model": ("my_gan.py", "mine/model/upsampling.yaml", ("model=upsampling", "model.generator.channels=4")),
-    "loss": ("my_loss.py", "mine/loss/least_squares.yaml", ("loss=least_squares", "loss.target=0.9")),
-    "data": ("my_data.py", "mine/data/arrays.yaml", ("data=arrays", "data.root=arrays")),
+SMALL = ("model.generator.base_channels=4", "model.discriminator.base_channels=4", "model.generator.latent_dim=8")
+# The file, its configs, what chooses its parts, and what the run then logs.
+EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], set[str]]] = {
+    "my_gan.py": (
+        ("mine/model/upsampling.yaml",),
+        ("model=upsampling", "model.generator.channels=4", "data.splits=[test]", "evaluator=none"),
+        {"loss/class_real", "loss/class_fake", "accuracy/class_real"},
+    ),
+    "my_objective.py": (
+        ("mine/loss/least_squares.yaml", "mine/regularizer/drift.yaml"),
+        (
+            *("loss=least_squares", "regularizer=[drift,lecam]", "augment.name=noise", "evaluator=none"),
+            *("optimizer.generator.name=adamw", "data.splits=[test]", *SMALL),
+        ),
+        {"loss/real", "loss/fake", "loss/drift", "loss/lecam"},
+    ),
+    "my_data.py": (
+        ("mine/evaluator/pixels.yaml",),
+        (
+            *("data.name=stripes", "evaluator=pixels", "evaluator.metrics=[fid,brightness]", *SMALL),
+            *("trainer.loggers=[csv,lines]", "evaluator.every=2", "evaluator.samples=60", "evaluator.final_samples=0"),
+        ),
+        {"score/fd_pixels_4_n60_train", "score/brightness_n60_train"},
+    ),
 }
-# How a fork knows them: the folder of the class, its name, the entry of a registry that the new one follows.
-FORK = {
-    "model": ("models", "UpsamplingGenerator", '"dense": DenseGenerator, '),
-    "loss": ("objectives", "LeastSquaresLoss", '"bce": BCELoss, '),
-    "data": ("data", "Arrays", '"cifar10": CIFAR10, '),
-}
+
+
+@contextlib.contextmanager
+def own_registries() -> Iterator[None]:
+    """While entered, parts may be registered; afterwards the registries are as they were."""
+    with contextlib.ExitStack() as stack:
+        for known in (*registry.REGISTRIES, registry.METRICS):
+            stack.enter_context(patch.dict(known))  # type: ignore[arg-type]
+        yield
 
 
 @pytest.fixture
@@ -41,92 +65,103 @@ def shown(named_blocks: Callable[[Path], dict[str, str]]) -> dict[str, str]:
 
 
 @pytest.fixture
-def desk(shown: dict[str, str], world: Path, invoke: Invoke) -> Iterator[Path]:
-    """A folder with these files, and arrays to train on; registries are as they were afterwards."""
+def desk(shown: dict[str, str], tmp_path: Path) -> Path:
+    """A folder with these files."""
     for name, content in shown.items():
-        (world / name).parent.mkdir(parents=True, exist_ok=True)
-        (world / name).write_text(content, encoding="utf-8")
-    drawn = invoke(world, "sample", "RUN", "--per-class", "2", "--format", "npz", "--out", "arrays", "--device", "cpu")
-    assert drawn.returncode == 0, drawn.stderr
-    (world / "arrays" / "samples.npz").rename(world / "arrays" / "train.npz")
-    with patch.dict(registry.GENERATORS), patch.dict(registry.LOSSES), patch.dict(registry.SOURCES):
-        yield world
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    return tmp_path
+
+
+def logged(run: Path) -> set[str]:
+    return {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
 
 
 def test_the_page_shows_these_files_and_no_others(shown: dict[str, str]) -> None:
-    assert [*shown] == [name for files in EXAMPLES.values() for name in files[:2]]
+    assert [*shown] == [name for file, (configs, *_) in EXAMPLES.items() for name in (file, *configs)]
+    kinds = [name for name, known in vars(registry).items() if name.isupper() and isinstance(known, dict)]
+    assert len(kinds) == 12
+    assert all(f"registry.{kind}[" in "".join(shown.values()) for kind in kinds)
 
 
-@pytest.mark.parametrize("part", EXAMPLES)
-def test_an_example_has_under_60_lines(part: str, shown: dict[str, str]) -> None:
-    assert sum(len(shown[name].splitlines()) for name in EXAMPLES[part][:2]) < 60
-
-
-@pytest.mark.parametrize("part", EXAMPLES)
-def test_a_file_beside_ones_own_configs_trains_and_samples(part: str, desk: Path, invoke: Invoke) -> None:
-    file, _, chosen = EXAMPLES[part]
-    data = () if part == "data" else ("data=digits", "data.splits=[test]")
-    command = ("train", "--config-dir", "mine", *data, *chosen, *QUICK, "hydra.run.dir=trained")
-    sample = ("sample", "trained", "--per-class", "2", "--device", "cpu")
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_a_file_beside_own_configs_trains_resumes_and_samples(file: str, desk: Path, invoke: Invoke) -> None:
+    _, chosen, figures = EXAMPLES[file]
+    command = ("train", "--config-dir", "mine", *QUICK, *chosen, "hydra.run.dir=run")
     refused = invoke(desk, *command)
     assert refused.returncode == 2
-    assert "no such name" in refused.stderr
-    runpy.run_path(str(desk / file))
-    trained = invoke(desk, *command)
-    assert trained.returncode == 0, trained.stderr
-    drawn = invoke(desk, *sample)
-    assert drawn.returncode == 0, drawn.stderr
-    assert len([*desk.glob("trained/generated/*/GAN_2_Generated_*.png")]) == 10
+    assert "no such" in refused.stderr
+    with own_registries():
+        runpy.run_path(str(desk / file))
+        trained = invoke(desk, *command)
+        assert trained.returncode == 0, trained.stderr
+        assert figures <= logged(desk / "run")
+        for words in (
+            ("train", "--config-dir", "mine", "resume=run", "trainer.steps=3"),
+            ("sample", "run", "--per-class", "2", "--device", "cpu"),
+        ):
+            ran = invoke(desk, *words)
+            assert ran.returncode == 0, ran.stderr
+    assert [*desk.glob("run/generated/step_3-*/GAN_2_Generated_*.png")]
 
 
 @pytest.mark.slow
-def test_a_run_with_ones_own_model_needs_its_file(desk: Path, invoke: Invoke) -> None:
-    with patch.dict(registry.GENERATORS):
-        runpy.run_path(str(desk / "my_gan.py"))
-        data = ("data=digits", "data.splits=[test]")
-        invoke(desk, "train", "--config-dir", "mine", *data, *EXAMPLES["model"][2], *QUICK, "hydra.run.dir=trained")
-    refused = invoke(desk, "sample", "trained", "--per-class", "2", "--device", "cpu")
-    assert refused.returncode == 2
-    assert "model.generator.name=upsampling: no such name" in refused.stderr
+def test_own_networks_are_scored_exported_and_fine_tuned(desk: Path, invoke: Invoke) -> None:
+    _, chosen, _ = EXAMPLES["my_gan.py"]
+    with own_registries():
+        for file in ("my_gan.py", "my_data.py"):
+            runpy.run_path(str(desk / file))
+        init = ("init=run", "trainer.freeze_d=1", *QUICK, "data.splits=[test]", "evaluator=none")
+        options = ("--device", "cpu", "--samples", "60", "--reference", "test")
+        for words in (
+            ("train", "--config-dir", "mine", *QUICK, *chosen, "hydra.run.dir=run"),
+            ("evaluate", "run", *options, "--evaluator", "pixels", "--metrics", "fid,brightness,head_hit_rate"),
+            ("export", "run", "--format", "safetensors", "--device", "cpu"),
+            ("train", "--config-dir", "mine", *init, "hydra.run.dir=tuned"),
+        ):
+            ran = invoke(desk, *words)
+            assert ran.returncode == 0, ran.stderr
+        scores = json.loads((desk / "run" / "evaluation.json").read_text())["records"]
+        assert {score["metric"] for score in scores} == {"fd_pixels_4", "brightness", "head_hit_rate"}
+    needed = invoke(desk, "sample", "run", "--per-class", "2", "--device", "cpu")
+    assert needed.returncode == 2
+    assert "model.generator.name=upsampling: no such name" in needed.stderr
     assert "upsampling: no such name" in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_settings_of_an_example_are_checked(desk: Path, invoke: Invoke) -> None:
-    runpy.run_path(str(desk / "my_loss.py"))
-    for wrong, words in (("loss.targt=1", "loss.targt: no such setting"), ("loss.target=0", "must be above 0")):
-        overrides = wrong if "targt" not in wrong else f"+{wrong}"
-        ran = invoke(desk, "train", "--config-dir", "mine", "data=digits", "loss=least_squares", overrides, *QUICK)
-        assert ran.returncode == 2
-        assert words in ran.stderr
+def test_an_error_in_an_own_part_names_its_file(desk: Path, invoke: Invoke) -> None:
+    broken = (desk / "my_gan.py").read_text().replace("y)  # of features", "y.nonsense)  # of features")
+    (desk / "my_gan.py").write_text(broken)
+    with own_registries():
+        runpy.run_path(str(desk / "my_gan.py"))
+        ran = invoke(desk, "train", "--config-dir", "mine", *QUICK, *EXAMPLES["my_gan.py"][1])
+    line = next(number for number, text in enumerate(broken.splitlines(), 1) if "y.nonsense" in text)
+    assert ran.returncode == 1
+    assert f"error: an error in {desk / 'my_gan.py'}, line {line}: AttributeError(" in ran.stderr
 
 
 @pytest.mark.slow
-def test_a_fork_has_all_three(desk: Path, shown: dict[str, str]) -> None:
+def test_a_fork_has_a_part_of_its_own(desk: Path, shown: dict[str, str]) -> None:
     fork = desk / "fork"
     shutil.copytree(ROOT / "src", fork / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "conf", fork / "conf")
     package = fork / "src" / "cifargan"
-    edited = package / "registry.py"
-    known = edited.read_text(encoding="utf-8")
-    for part, (folder, name, before) in FORK.items():
-        file, config, _ = EXAMPLES[part]
-        own, _, _ = shown[file].partition("\n\nregistry.")
-        for line in ("import sys\n", "from cifargan import registry\n", "from cifargan.cli import main\n"):
-            assert line in own
-            own = own.replace(line, "")
-        (package / folder / "mine.py").write_text(own, encoding="utf-8")
-        (fork / config.replace("mine", "conf", 1)).write_text(shown[config], encoding="utf-8")
-        assert known.count(before) == 1
-        known = known.replace(before, f'{before}"{Path(config).stem}": {name}, ')
-        known = known.replace(
-            "from cifargan.schema", f"from cifargan.{folder}.mine import {name}\nfrom cifargan.schema", 1
-        )
-    edited.write_text(known, encoding="utf-8")
-    chosen = [override for *_, overrides in EXAMPLES.values() for override in overrides]
+    own, _, _ = shown["my_gan.py"].partition("\n\nregistry.")
+    for line in ("from cifargan import registry\n", "from cifargan.cli import main\n"):
+        assert line in own
+        own = own.replace(line, "")
+    (package / "models" / "mine.py").write_text(own, encoding="utf-8")
+    (fork / "conf" / "model" / "upsampling.yaml").write_text(shown["mine/model/upsampling.yaml"], encoding="utf-8")
+    names = {"GENERATORS": "Upsampling", "DISCRIMINATORS": "Patches", "HEADS": "DeepHead", "CLASSIFICATIONS": "Focal"}
+    keys = ("upsampling", "patches", "deep", "focal")
+    text = f"\nfrom cifargan.models.mine import {', '.join(names.values())}  # noqa: E402\n" + "".join(
+        f'{kind}["{key}"] = {name}\n' for (kind, name), key in zip(names.items(), keys, strict=True)
+    )
+    with (package / "registry.py").open("a", encoding="utf-8") as file:
+        file.write(text)
     environment = {**os.environ, "PYTHONPATH": str(fork / "src"), "OMP_NUM_THREADS": "1"}
     for command in (
-        ["train", *chosen, *QUICK, "hydra.run.dir=trained"],
+        ["train", *QUICK, *EXAMPLES["my_gan.py"][1], "hydra.run.dir=trained"],
         ["sample", "trained", "--per-class", "2", "--device", "cpu"],
     ):
         ran = subprocess.run(
@@ -138,4 +173,3 @@ def test_a_fork_has_all_three(desk: Path, shown: dict[str, str]) -> None:
             check=False,
         )
         assert ran.returncode == 0, ran.stderr
-    assert len([*desk.glob("trained/generated/*/GAN_2_Generated_*.png")]) == 10
