@@ -2,19 +2,27 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from cifargan.config import build_discriminator, build_generator
+from cifargan import registry
+from cifargan.build import build_gan
+from cifargan.config import build_discriminator, build_generator, parse
+from cifargan.data.sources import ImageSet
+from cifargan.errors import UserError
 from cifargan.explain import options
-from cifargan.models.interface import Discriminator, Generator
+from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator
+from cifargan.objectives.classification import ClassificationLoss
 from cifargan.objectives.losses import clippable_parameters
+from cifargan.training.finetune import freeze_first
 from cifargan.training.loop import Trainer
 from cifargan.training.step import GANStep
 
@@ -124,3 +132,54 @@ def test_the_seed_decides_the_weights(trainer_for: OpenTrainer) -> None:
             weights.append(torch.cat([p.flatten() for p in trainer.gan.generator.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+class Whole(Discriminator):
+    """Makes its last layer itself, has no `body`, and gives an embedding alone."""
+
+    gives = ("embedding",)
+
+    def __init__(self, *, num_classes: int, image_size: int, width: int = 4) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, width, 4, 4)
+        self.linear = torch.nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> DiscriminatorOutput:
+        h = self.convolution(x).mean(dim=(2, 3))
+        return DiscriminatorOutput(self.linear(h)[:, 0], embedding=h)
+
+
+class Close(ClassificationLoss):
+    needs = ("embedding",)
+
+    def __init__(self) -> None:
+        super().__init__(weight=2.0, fake_weight=3.0)
+
+    def forward(self, output: DiscriminatorOutput, y: Tensor) -> Tensor:
+        assert output.embedding is not None
+        return output.embedding.square().mean() + 1.0
+
+
+def sgd(parameters: list[torch.nn.Parameter], *, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr)
+
+
+def test_an_own_discriminator_without_a_head_an_own_class_term_and_a_plain_optimizer(
+    composed: Compose, digits: Callable[[DictConfig], ImageSet]
+) -> None:
+    config = composed("model=dcgan", "model.generator.base_channels=4", "data=digits", "trainer.batch_size=4")
+    config.model.discriminator = {"name": "whole", "width": 3}
+    config.model.classification = {"name": "close"}
+    config.optimizer = {player: {"name": "sgd", "lr": 0.01} for player in ("generator", "discriminator")}
+    own = {"DISCRIMINATORS": {"whole": Whole}, "CLASSIFICATIONS": {"close": Close}, "OPTIMIZERS": {"sgd": sgd}}
+    with ExitStack() as stack:
+        for kind, parts in own.items():
+            stack.enter_context(patch.dict(getattr(registry, kind), parts))
+        gan = build_gan(parse(config), images=digits(config.data))
+    metrics = gan.iterate()
+    assert float(metrics["loss/class_real"]) > 2.0
+    assert float(metrics["loss/class_fake"]) > 3.0
+    assert type(gan.g_optimizer) is torch.optim.SGD
+    assert gan.discriminator.blocks() == ()
+    with pytest.raises(UserError, match=r"trainer\.freeze_d=1: Whole names no blocks"):
+        freeze_first(gan.discriminator, 1)

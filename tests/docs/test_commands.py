@@ -114,7 +114,7 @@ def own_file(desk: Desk, words: list[str]) -> None:
         (desk.folder / name).write_text(content, encoding="utf-8")
     with contextlib.ExitStack() as stack:
         for known in (*registry.REGISTRIES, registry.METRICS):
-            stack.enter_context(patch.dict(known))  # type: ignore[arg-type]
+            stack.enter_context(patch.dict(known))
         runpy.run_path(str(desk.folder / words[1]))
         how_to_run(["cifargan", *words[2:]])(desk, ["cifargan", *words[2:]])
 

@@ -54,7 +54,7 @@ def own_registries() -> Iterator[None]:
     """While entered, parts may be registered; afterwards the registries are as they were."""
     with contextlib.ExitStack() as stack:
         for known in (*registry.REGISTRIES, registry.METRICS):
-            stack.enter_context(patch.dict(known))  # type: ignore[arg-type]
+            stack.enter_context(patch.dict(known))
         yield
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cifargan.errors import UserError
 from cifargan.models.resampling import PooledConv2d
 from cifargan.training.speed import PLAIN, SpeedOptions, SpeedSettings, remembered
 from cifargan.training.step import GANStep
@@ -20,7 +21,7 @@ ON_CPU = SpeedOptions(
 
 
 def decide(device: torch.device = CPU, *, pays: tuple[bool, bool] = (True, False), **settings: Any) -> SpeedOptions:
-    facts: dict[str, Any] = {"deterministic": False, "scaled": False, "fusible": True}
+    facts: dict[str, Any] = {"deterministic": False, "scaled": False, "fusible": True, "recordable": True}
     facts |= {key: settings.pop(key) for key in (*facts, "before") if key in settings}
     return SpeedSettings(**settings).resolve(device, **facts, faster_forms=lambda **_: pays)
 
@@ -39,6 +40,9 @@ def test_a_loss_scale_that_the_host_reads_rules_out_a_graph() -> None:
     assert decide(CUDA, scaled=False, fusible=False).graph
     assert not decide(CUDA, scaled=True, fusible=False).graph
     assert not decide(CUDA, scaled=True, fused=False).graph
+    assert not decide(CUDA, recordable=False).graph
+    with pytest.raises(UserError, match=r"trainer\.graph=true: .*recorded"):
+        decide(CUDA, recordable=False, graph=True)
     assert decide(CUDA, scaled=True, fusible=False, graph=True).graph  # who asks for it may see it fail
 
 
