@@ -57,7 +57,7 @@ def test_the_models_are_all_there() -> None:
 
 
 @pytest.mark.parametrize(("number", "model", "loss"), [(i, *pair) for i, pair in enumerate(product(MODELS, LOSSES))])
-def test_every_model_plays_a_round_under_every_loss(
+def test_every_model_trains_an_iteration_under_every_loss(
     number: int, model: str, loss: str, trainer_for: OpenTrainer
 ) -> None:
     # All four pairs of regularizer and augment come in turn: 4 and 55 have no common divisor.
@@ -81,8 +81,8 @@ def test_wasserstein_brings_what_it_needs(
 ) -> None:
     narrow = narrowed(composed(choice))
     config = composed(choice, "loss=wasserstein", *narrow)
-    for player in ("generator", "discriminator"):
-        optimizer = config.optimizer[player]
+    for network in ("generator", "discriminator"):
+        optimizer = config.optimizer[network]
         assert (optimizer.name, optimizer.lr) == ("rmsprop", pytest.approx(5e-5))
     assert config.trainer.d_steps == 5
     g, d = networks(config)
@@ -102,7 +102,7 @@ def test_the_command_line_wins_over_what_a_loss_brings(composed: Compose) -> Non
     config = composed(*wasserstein, "model.discriminator.spectral_norm=true", "model.discriminator.channels=8")
     _, d = networks(config)
     assert normalisers(d)[1] > 0
-    # One rate for both players, unless the second has its own.
+    # One rate for both networks, unless the discriminator has its own.
     both = composed(*wasserstein, "optimizer.generator.lr=1e-3").optimizer
     assert both.generator.lr == both.discriminator.lr == pytest.approx(1e-3)
     own = composed(*wasserstein, "optimizer.discriminator.lr=1e-3").optimizer
