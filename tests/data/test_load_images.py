@@ -1,4 +1,4 @@
-"""Images to be evaluated: layouts, what is refused, and that no pixel is changed."""
+"""Images to be evaluated: layouts, unchanged pixels, and images that are refused."""
 
 import zipfile
 from pathlib import Path
@@ -66,28 +66,25 @@ def test_what_sample_writes_is_read_with_its_classes(tmp_path: Path) -> None:
     assert load_images(path).classes == ("all",)
 
 
-def test_what_cannot_be_judged_is_one_line(tmp_path: Path) -> None:
-    def refused(path: Path, message: str) -> None:
-        with pytest.raises(UserError, match=message) as error:
-            load_images(path)
-        assert "\n" not in str(error.value)
-        assert str(path) in str(error.value)
-
-    mixed = tmp_path / "mixed"
-    save(draw(1, 8)[0], mixed / "0.png")
-    save(draw(1, 9)[0], mixed / "1.png")
-    refused(mixed, r"1\.png is broken \(9x9 where others are 8x8\)")
-    oblong = tmp_path / "oblong"
-    oblong.mkdir()
-    Image.new("RGB", (8, 6)).save(oblong / "0.png")
-    refused(oblong, r"8x6 where others are 8x8")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "0.png").write_bytes(b"nothing")
-    refused(broken, r"0\.png is broken")
-    (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "no PNG, JPEG or WebP file")
-    refused(tmp_path / "nowhere", "no folder or zip")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixed", r"1\.png is broken \(9x9 where others are 8x8\)"),
+        ("oblong", "8x6 where others are 8x8"),
+        ("empty", "no PNG, JPEG or WebP file"),
+        ("nowhere", "no folder or zip"),
+        ("cut.npz", "damaged or not"),
+    ],
+)
+def test_images_that_cannot_be_evaluated_are_one_line(tmp_path: Path, name: str, message: str) -> None:
+    for i, size in enumerate((8, 9)):
+        save(draw(1, size)[0], tmp_path / "mixed" / f"{i}.png")
+    for folder in ("oblong", "empty"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "oblong" / "0.png")
     np.savez(tmp_path / "whole.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:50])
-    refused(tmp_path / "cut.npz", "damaged or not")
+    with pytest.raises(UserError, match=message) as error:
+        load_images(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / name) in str(error.value)

@@ -1,14 +1,9 @@
-"""What evaluation must leave alone, and where its networks get weights from in tests."""
+"""Weights, extractors, a generator and real images for tests of evaluation."""
 
-import functools
-import http.server
 import pickle
 import random
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +19,7 @@ from cifargan.models.interface import Generator
 
 @pytest.fixture
 def global_rng() -> Callable[[], bytes]:
-    """A look at every global random generator of the host, after a seed that no library would set."""
+    """A function that reads the state of every global random generator, seeded with an unusual number."""
     torch.manual_seed(20_011)
 
     def look() -> bytes:
@@ -35,46 +30,20 @@ def global_rng() -> Callable[[], bytes]:
 
 @pytest.fixture
 def own_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's hub cache, empty and this test's own, in an environment that names no weights."""
+    """An empty hub cache for this test, in an environment that names no weights."""
     monkeypatch.delenv("CIFARGAN_INCEPTION_WEIGHTS", raising=False)
     monkeypatch.delenv("CIFARGAN_DINOV2_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / "torch" / "hub" / "checkpoints"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A folder `root` and the `address` it is served at; where `torn` is true, half of every file."""
-    root = tmp_path / "served"
-    root.mkdir()
-    world = SimpleNamespace(root=root, torn=False)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            pass
-
-        def copyfile(self, source: Any, outputfile: Any) -> None:
-            content = source.read()
-            outputfile.write(content[: len(content) // 2] if world.torn else content)
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=root)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        world.address = f"http://127.0.0.1:{server.server_port}"
-        yield world
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="session")
 def inception_weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random Inception weights, calibrated: activations neither vanish nor explode, and images differ in them.
+    """Random Inception weights, scaled so that activations neither vanish nor explode, and images differ in them.
 
     The batch norms scale by what three smooth images give, and do not centre; the weights lean a little to the positive
-    side. Centred and symmetric ones would blow float rounding up to 1e-4 of the features; these leave it at 1e-6, as
-    trained ones do. Features have a mean of about 1, logits a standard deviation of 1 to 2. It takes half a second on
-    two quiet cores.
+    side. With centred and symmetric ones rounding would reach 1e-4 of the features; with these it stays at 1e-6, as
+    with trained ones. Features have a mean of about 1, logits a standard deviation of 1 to 2.
     """
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         torch.manual_seed(0)

@@ -48,7 +48,7 @@ def rotation(d: int, *, seed: int) -> Tensor:
 
 
 def relative_to(*sides: Gaussian) -> float:
-    """What a Fréchet distance is made of: rounding is to be judged by it."""
+    """The sum of the traces, which rounding is relative to."""
     return sum(float(side.covariance.trace()) for side in sides)
 
 
@@ -63,37 +63,33 @@ class TestGaussian:
         torch.testing.assert_close(mean, torch.from_numpy(array.mean(axis=0)), rtol=1e-14, atol=1e-16)
         torch.testing.assert_close(covariance, torch.from_numpy(np.cov(array, rowvar=False)), rtol=1e-11, atol=1e-15)
 
+    @pytest.mark.parametrize("rows", [7, 2**16])  # long batches are split
     @pytest.mark.parametrize("sizes", [(1, 1, 28), (30,), (0, 7, 0, 23), (29, 1)])
-    def test_is_the_same_for_any_batches(self, sizes: tuple[int, ...]) -> None:
+    def test_is_the_same_for_any_batches(
+        self, sizes: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         features = draw(30, 5, seed=1, shift=3.0)
+        expected = gaussian(features)
+        monkeypatch.setattr(metrics, "_ROWS", rows)
         sums = GaussianSums(5, device=CPU)
+        seen = 0
         for batch in torch.split(features, list(sizes)):
             sums.update(batch)
+            seen += len(batch)
+            if seen > 1:
+                torch.testing.assert_close(
+                    sums.result().mean, features[:seen].double().mean(dim=0), rtol=1e-13, atol=1e-15
+                )
         mean, covariance, n = sums.result()
-        expected = gaussian(features)
         assert n == 30
         torch.testing.assert_close(mean, expected.mean, rtol=1e-14, atol=0)
         torch.testing.assert_close(covariance, expected.covariance, rtol=1e-12, atol=1e-14)
-
-    def test_may_be_asked_for_in_between(self) -> None:
-        features = draw(30, 5, seed=2)
-        sums = GaussianSums(5, device=CPU)
-        sums.update(features[:20])
-        torch.testing.assert_close(sums.result().mean, features[:20].double().mean(dim=0), rtol=1e-13, atol=1e-15)
-        sums.update(features[20:])
-        torch.testing.assert_close(sums.result().mean, features.double().mean(dim=0), rtol=1e-13, atol=1e-15)
 
     def test_digits_survive_a_mean_far_above_the_spread(self) -> None:
         """Sums about zero would have 1e16 * eps = 2 of error, where the variance is 1."""
         features = draw(500, 3, seed=3).double()
         far = gaussian(features + 1e8)
         torch.testing.assert_close(far.covariance, gaussian(features).covariance, rtol=1e-6, atol=1e-7)
-
-    def test_long_batches_are_taken_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        features = draw(30, 5, seed=4)
-        expected = gaussian(features)
-        monkeypatch.setattr(metrics, "_ROWS", 7)
-        torch.testing.assert_close(gaussian(features).covariance, expected.covariance, rtol=1e-12, atol=1e-14)
 
     @pytest.mark.parametrize(
         ("features", "message"),
@@ -108,11 +104,8 @@ class TestGaussian:
     def test_refuses(self, features: Tensor, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             gaussian(features)
-
-    def test_refuses_features_of_another_width(self) -> None:
-        sums = GaussianSums(4, device=CPU)
         with pytest.raises(ValueError, match=r"must be \(B, 4\), not \(3, 5\)"):
-            sums.update(torch.zeros(3, 5))
+            GaussianSums(4, device=CPU).update(torch.zeros(3, 5))
 
 
 class TestFrechetDistance:
@@ -149,31 +142,26 @@ class TestFrechetDistance:
         expected = float(mean.square().sum() + (da - db).square().sum())
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
 
-    def test_takes_no_rounding_for_spread(self) -> None:
+    def test_ignores_the_rounding_of_a_variance_of_zero(self) -> None:
         """A variance of 1e-15, of a largest 1, is the rounding of 0; its root would add up to 5e-6 here."""
         deviation = torch.cat([torch.ones(10), torch.zeros(54)]).double()
         a = Gaussian(torch.zeros(64).double(), (deviation + 1e-15).diag(), 11)
         b = Gaussian(a.mean, 4 * torch.eye(64, dtype=torch.float64), 100)
         assert frechet_distance(a, b) == pytest.approx(10 + 54 * 4, rel=1e-10)
 
-    def test_of_few_images_is_that_of_their_gram_matrix(self) -> None:
-        """With N < d the last trace is the nuclear norm of Xa Xb^T."""
-        a, b = draw(20, 64, seed=9).double(), draw(25, 64, seed=10, shift=0.1).double()
+    def test_of_few_images(self) -> None:
+        """The last trace is the nuclear norm of Xa Xb^T where both N < d, else that of (Xa Cb Xa^T)^(1/2)."""
+        a, b, c = (draw(n, 64, seed=n, shift=n / 100).double() for n in (20, 25, 300))
         xa, xb = ((x - x.mean(dim=0)) / math.sqrt(len(x) - 1) for x in (a, b))
-        overlap = torch.linalg.svdvals(xa @ xb.T).sum()
-        means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-        expected = means + xa.square().sum() + xb.square().sum() - 2 * overlap
-        assert frechet_distance(gaussian(a), gaussian(b)) == pytest.approx(float(expected), rel=1e-8)
-
-    def test_of_few_images_against_many(self) -> None:
-        """The last trace is that of (Xa Cb Xa^T)^(1/2), which has full rank."""
-        a, b = draw(20, 64, seed=11).double(), draw(300, 64, seed=12).double()
-        xa, many = (a - a.mean(dim=0)) / math.sqrt(19), gaussian(b)
-        overlap = torch.linalg.eigvalsh(xa @ many.covariance @ xa.T)[1:].sqrt().sum()  # one is lost to the mean
-        means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-        expected = means + xa.square().sum() + many.covariance.trace() - 2 * overlap
-        assert frechet_distance(gaussian(a), many) == pytest.approx(float(expected), rel=1e-8)
-        assert frechet_distance(many, gaussian(a)) == pytest.approx(float(expected), rel=1e-8)
+        for other, overlap in (
+            (b, torch.linalg.svdvals(xa @ xb.T).sum()),
+            # One eigenvalue is lost to the mean.
+            (c, torch.linalg.eigvalsh(xa @ gaussian(c).covariance @ xa.T)[1:].sqrt().sum()),
+        ):
+            means = (a.mean(dim=0) - other.mean(dim=0)).square().sum()
+            expected = float(means - 2 * overlap) + relative_to(gaussian(a), gaussian(other))
+            assert frechet_distance(gaussian(a), gaussian(other)) == pytest.approx(expected, rel=1e-8)
+            assert frechet_distance(gaussian(other), gaussian(a)) == pytest.approx(expected, rel=1e-8)
 
     @pytest.mark.parametrize(("n", "m"), [(400, 300), (30, 300), (30, 20)])
     def test_agrees_with_other_implementations(self, n: int, m: int) -> None:
@@ -185,7 +173,7 @@ class TestFrechetDistance:
         by_root = float((a.mean - b.mean).square().sum()) + relative_to(a, b) - 2 * np.trace(root).real
 
         distance = frechet_distance(a, b)
-        rel = 1e-10 if min(n, m) > 64 else 1e-6  # theirs take the roots of rounded zeros
+        rel = 1e-10 if min(n, m) > 64 else 1e-6  # the others take the roots of rounded zeros
         assert distance > 1
         assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=rel)
         assert distance == pytest.approx(by_root, rel=rel)
@@ -199,11 +187,11 @@ class TestFrechetDistance:
         expected = frechet_distance(a, b)
         monkeypatch.setattr(metrics, "_SVD_LIMIT", 0)
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
-        assert frechet_distance(a._replace(n=0), b) == pytest.approx(expected, rel=1e-8)  # how many is not known
+        assert frechet_distance(a._replace(n=0), b) == pytest.approx(expected, rel=1e-8)  # their number is not known
         assert frechet_distance(a, a) <= 1e-8 * relative_to(a, a)
 
     def test_without_any_spread(self) -> None:
-        """A generator that draws one image only has a covariance of zero."""
+        """A generator of a single image has a covariance of zero."""
         constant, real = gaussian(torch.full((10, 8), 2.0)), gaussian(draw(50, 8, seed=17))
         expected = (real.mean - 2).square().sum() + real.covariance.trace()
         assert frechet_distance(real, constant) == pytest.approx(float(expected), rel=1e-12)
@@ -246,7 +234,7 @@ class TestKernelDistance:
         assert mean != pytest.approx(swapped["kernel_inception_distance_mean"], rel=1e-4)
 
     @pytest.mark.parametrize("shift", [0.0, 0.3])
-    def test_is_torch_fidelitys_though_that_computes_in_float32(self, shift: float) -> None:
+    def test_is_that_of_torch_fidelity_in_float32(self, shift: float) -> None:
         real, fake = draw(300, 128, seed=24).relu(), draw(250, 128, seed=25, shift=shift).relu()
         theirs = kid_features_to_metric(real, fake, kid_subset_size=200, kid_subsets=10, verbose=False)
         mean, deviation = kernel_distance(real, fake, subset_size=200, subsets=10)
@@ -270,8 +258,6 @@ class TestKernelDistance:
     def test_refuses(self, n: int, m: int, subsets: int, size: int, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             kernel_distance(torch.zeros(n, 4), torch.zeros(m, 4), subsets=subsets, subset_size=size)
-
-    def test_refuses_features_that_make_no_sense(self) -> None:
         with pytest.raises(ValueError, match="not finite"):
             kernel_distance(torch.zeros(9, 4), torch.full((9, 4), math.nan), subset_size=5)
         with pytest.raises(ValueError, match=r"not \(9, 4\) and \(9, 5\)"):
@@ -279,12 +265,14 @@ class TestKernelDistance:
 
 
 class TestInceptionScore:
-    def test_of_a_network_that_sees_nothing_is_one(self) -> None:
+    def test_of_known_predictions(self) -> None:
+        """Even ones; certain ones of six classes; and exp(-1000), which is 0 in float64, where 0 log 0 counts as 0."""
+        vanishing = torch.tensor([[0.0, 0.0, -1000.0], [0.0, -1000.0, -1000.0]])
+        expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) - math.log(2) / 2)
         assert inception_score(torch.full((40, 6), 3.0)) == pytest.approx((1, 0), rel=1e-12, abs=1e-12)
-
-    def test_of_sure_and_even_predictions_is_the_number_of_classes(self) -> None:
-        logits = 100 * torch.eye(6).repeat(5, 1)
-        assert inception_score(logits, splits=1) == pytest.approx((6, 0), rel=1e-12, abs=1e-12)
+        certain = 100 * torch.eye(6).repeat(5, 1)
+        assert inception_score(certain, splits=1) == pytest.approx((6, 0), rel=1e-12, abs=1e-12)
+        assert inception_score(vanishing, splits=1) == pytest.approx((expected, 0), rel=1e-12)
 
     @pytest.mark.parametrize(("n", "splits"), [(100, 10), (43, 4), (10, 10), (7, 1)])
     def test_is_torch_fidelitys(self, n: int, splits: int) -> None:
@@ -304,21 +292,13 @@ class TestInceptionScore:
             sums.update(batch)
         assert sums.result() == pytest.approx(expected, rel=1e-13)
 
-    def test_survives_probabilities_that_vanish(self) -> None:
-        """exp(-1000) is 0 in float64, and 0 log 0 counts as 0."""
-        logits = torch.tensor([[0.0, 0.0, -1000.0], [0.0, -1000.0, -1000.0]])
-        expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) - math.log(2) / 2)
-        assert inception_score(logits, splits=1) == pytest.approx((expected, 0), rel=1e-12)
-
-    def test_needs_as_many_images_as_were_announced(self) -> None:
+    def test_refuses_other_numbers_and_shapes(self) -> None:
         sums = InceptionScoreSums(20, device=CPU)
         sums.update(torch.zeros(15, 3))
         with pytest.raises(ValueError, match="of 20 images got the logits of 15"):
             sums.result()
         with pytest.raises(ValueError, match="of 21 images came where 20 were announced"):
             sums.update(torch.zeros(6, 3))
-
-    def test_refuses(self) -> None:
         with pytest.raises(ValueError, match="10 splits needs as many images, got 9"):
             inception_score(torch.zeros(9, 3))
         with pytest.raises(ValueError, match="0 splits"):

@@ -1,4 +1,4 @@
-"""The whole of an evaluation against torch-fidelity's and torchmetrics' own, with the same weights and images."""
+"""A whole evaluation against torch-fidelity and torchmetrics, with the same weights and images."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Images(Dataset[Tensor]):
 
 
 class Coarse(FeatureExtractor):
-    """Every sixteenth pixel: features so few that the witness's matrix root takes no time."""
+    """Every sixteenth pixel: few features, so that the matrix root of torchmetrics takes no time."""
 
     name, suffix, dim, resize, weights_hash = "coarse", "_coarse", 12, "none", "none"
 
@@ -58,7 +58,7 @@ class CoarseModule(nn.Module):
 
 @pytest.fixture(scope="module")
 def sides() -> tuple[ImageSet, ImageSet]:
-    """Real digits, and what a poor generator would make of others."""
+    """Real digits, and other digits with noise as fake ones."""
     digits = Digits().load()
     noise = torch.randint(-40, 41, (N, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 

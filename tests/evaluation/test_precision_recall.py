@@ -1,4 +1,4 @@
-"""Nearest neighbours and the scores made of them, against `prdc`, brute force and cases worked out by hand."""
+"""Nearest neighbours and the scores from them, against `prdc`, brute force and cases computed by hand."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def draw(n: int, d: int, *, seed: int, shift: float = 0.0) -> Tensor:
 
 
 def line(*positions: float) -> Tensor:
-    """Points on a line, where distances are plain to see."""
+    """Points on a line."""
     return torch.tensor(positions).unsqueeze(1)
 
 
@@ -46,12 +46,8 @@ class TestNearest:
         assert torch.equal(with_self.distances[:, 0], torch.zeros(50, dtype=torch.float64))
         assert torch.equal(with_self.indices[:, 1:], without.indices)
         assert torch.equal(with_self.distances[:, 1:], without.distances)
-
-    def test_takes_all_there_are(self, block: int) -> None:
-        features = draw(9, 3, seed=3)
-        found = nearest(features, features, torch.arange(9), k=8)
-        expected = [[j for j in range(9) if j != i] for i in range(9)]
-        assert found.indices.sort(dim=1).values.tolist() == expected
+        every = nearest(features, features, torch.arange(50), k=49).indices.sort(dim=1).values
+        assert every.tolist() == [[j for j in range(50) if j != i] for i in range(50)]
 
     def test_copies_are_at_zero_however_far_from_the_origin(self) -> None:
         """|x|^2 + |y|^2 - 2 x.y would leave roundings of 1e8."""
@@ -63,7 +59,7 @@ class TestNearest:
         torch.testing.assert_close(found.distances[:, 1], exact, rtol=1e-14, atol=0)
 
     def test_order_is_that_of_the_exact_distances(self) -> None:
-        """So far from the origin, those of the search are off by as much as neighbours differ."""
+        """So far from the origin, the distances of the search have errors as large as their differences."""
         references, queries = draw(300, 16, seed=25).double() + 1e7, draw(20, 16, seed=26).double() + 1e7
         found = nearest(queries, references, k=50)
         exact = (queries.unsqueeze(1) - references[found.indices]).norm(dim=2)
@@ -128,39 +124,40 @@ class TestManifoldScores:
 
     @pytest.mark.parametrize("shift", [0.0, 100.0])
     @pytest.mark.parametrize("k", [1, 5])
-    def test_of_the_real_images_themselves_are_perfect(self, block: int, k: int, shift: float) -> None:
+    def test_of_the_real_images_are_perfect_and_of_far_images_zero(self, block: int, k: int, shift: float) -> None:
         """An image's ball holds itself and the k - 1 that are nearer than the last: k balls hold an image."""
         real = draw(50, 16, seed=9, shift=shift)
         assert manifold_scores(real, real.flip(0), k=k) == pytest.approx((1, 1, 1, 1), rel=1e-15)
-
-    def test_of_far_images_are_zero(self, block: int) -> None:
-        assert manifold_scores(draw(50, 4, seed=10), draw(40, 4, seed=11, shift=1000.0)) == (0, 0, 0, 0)
+        assert manifold_scores(real, real[:40] + 1000, k=k) == (0, 0, 0, 0)
 
     def test_of_one_image_repeated(self, block: int) -> None:
-        """Real balls reach to the next, 1 away or 2, and the image lies in two of them. Its own ball is empty."""
+        """The radius of each real ball is 1 or 2, and the image lies in two of them. Its own ball is empty."""
         real = line(0, 1, 3, 5, 7)
         scores = manifold_scores(real, line(*[0.25] * 20), k=1)
         assert scores == (1, 0, 2, 2 / 5)
 
     def test_of_one_mode_of_two(self) -> None:
-        """All that is drawn is good, half of what there is is never drawn."""
+        """Every sample is real, half of the real images have no sample near."""
         real = torch.cat([draw(40, 2, seed=12), draw(40, 2, seed=13, shift=100.0)])
         scores = manifold_scores(real, real[:40] + 1e-4, k=3)
         assert scores.precision == 1
         assert (scores.recall, scores.coverage) == (0.5, 0.5)
 
-    def test_refuse_sets_without_k_neighbours(self) -> None:
-        for real, fake in ((5, 9), (9, 5)):
-            with pytest.raises(ValueError, match="5 nearest neighbours requested, but there are 4"):
-                manifold_scores(draw(real, 2, seed=14), draw(fake, 2, seed=15), k=5)
-
-    def test_refuse_features_of_two_widths(self) -> None:
-        with pytest.raises(ValueError, match=r"not \(9, 2\) and \(9, 3\)"):
-            manifold_scores(torch.zeros(9, 2), torch.zeros(9, 3))
+    @pytest.mark.parametrize(
+        ("real", "fake", "message"),
+        [
+            ((5, 2), (9, 2), "5 nearest neighbours requested, but there are 4"),
+            ((9, 2), (5, 2), "5 nearest neighbours requested, but there are 4"),
+            ((9, 2), (9, 3), r"not \(9, 2\) and \(9, 3\)"),
+        ],
+    )
+    def test_refuses(self, real: tuple[int, int], fake: tuple[int, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            manifold_scores(torch.zeros(real), torch.zeros(fake), k=5)
 
 
 class TestAuthenticity:
-    def test_worked_out_by_hand(self, block: int) -> None:
+    def test_of_a_case_computed_by_hand(self, block: int) -> None:
         real = line(0, 1, 4, 10)  # whose nearest others are 1, 1, 3 and 6 away
         result = authenticity(real, line(0.5, -1.5, 4.75, 13, 20, 1))
         assert result.indices[1:].tolist() == [0, 2, 3, 3, 1]
@@ -168,17 +165,15 @@ class TestAuthenticity:
         assert result.ratios.tolist() == pytest.approx([0.5, 1.5, 0.25, 0.5, 10 / 6, 0], rel=1e-15)
         assert result.share == 2 / 6
 
-    def test_copies_are_not_authentic(self, block: int) -> None:
+    def test_of_copies_and_of_far_samples(self, block: int) -> None:
         real = draw(50, 16, seed=16, shift=100.0)
-        result = authenticity(real, real[10:30])
-        assert result.share == 0
-        assert result.indices.tolist() == list(range(10, 30))
-        assert torch.equal(result.ratios, torch.zeros(20, dtype=torch.float64))
-
-    def test_far_samples_are_authentic(self, block: int) -> None:
-        result = authenticity(draw(50, 4, seed=17), draw(20, 4, seed=18, shift=1000.0))
-        assert result.share == 1
-        assert result.ratios.min() > 10
+        copied = authenticity(real, real[10:30])
+        assert copied.share == 0
+        assert copied.indices.tolist() == list(range(10, 30))
+        assert torch.equal(copied.ratios, torch.zeros(20, dtype=torch.float64))
+        far = authenticity(draw(50, 4, seed=17), draw(20, 4, seed=18, shift=1000.0))
+        assert far.share == 1
+        assert far.ratios.min() > 10
 
     def test_is_brute_force(self, block: int) -> None:
         real, fake = draw(50, 3, seed=19), draw(40, 3, seed=20)
@@ -194,7 +189,7 @@ class TestAuthenticity:
         assert 0 < result.share < 1
 
     def test_of_a_real_image_that_is_there_twice(self, block: int) -> None:
-        """Its own nearest is at 0: a third copy is a copy, all else is authentic."""
+        """Its nearest other image is at distance 0: only a third copy is not authentic."""
         result = authenticity(line(0.1, 0.1, 50), line(0.1, 0.2))
         assert result.ratios.tolist() == [0, math.inf]
         assert result.share == 0.5

@@ -27,7 +27,7 @@ def resume(refusal: Refusal, run: Path) -> Callable[[str], str]:
     def go(text: str) -> str:
         (run / ".hydra" / "overrides.yaml").write_text(text)
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        line = refusal("train", f"resume={run}", "trainer.steps=2")
+        line = refusal("train", f"resume={run}", "trainer.steps=3")
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
         return line
 

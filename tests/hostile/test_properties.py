@@ -1,4 +1,4 @@
-"""Configurations and overrides that nobody thought of: each works, or is refused in one line."""
+"""Random configurations and overrides: each works, or is refused in one line."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ from cifargan.resume import CHOICE, OVERRIDE, overrides_of
 from cifargan.schema import from_file
 
 QUICK = settings(
-    max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ["${oc.env:HOME}", "${name}", "${", "\\${x}", "???", "null", "os.system", "../x", "\x1b[31m", "\ud800"]
@@ -36,24 +36,12 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS | st.binary(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-GROUPS = (
-    "data",
-    "model",
-    "loss",
-    "regularizer",
-    "augment",
-    "optimizer",
-    "trainer",
-    "evaluator",
-    "seed",
-    "device",
-    "name",
-)
+GROUPS = ("data", "model", "loss", "regularizer", "augment", "optimizer", "trainer", "evaluator")
 
 
 @contextlib.contextmanager
 def clear() -> Iterator[None]:
-    """Whatever is raised inside is explained by the command line, and is no bug."""
+    """A block whose every error the command line explains in one line."""
     error: Exception | None = None
     try:
         yield
@@ -69,14 +57,14 @@ def clear() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def good(composed: Callable[..., DictConfig]) -> dict[str, Any]:
-    """A configuration in which nothing is wrong."""
+    """A valid configuration."""
     config = composed("model=cdcgan", "data=digits")
     parse(config)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
 
 
 def places(tree: dict[str, Any], *, groups: bool = False) -> list[tuple[str, ...]]:
-    """Where something stands in a configuration; only where several settings stand, if that is asked."""
+    """The paths of all settings and groups of a configuration; with `groups`, of its groups alone."""
     found: list[tuple[str, ...]] = [()] if groups else []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -123,7 +111,7 @@ def test_what_a_file_says_of_its_configuration(content: Any) -> None:
 WORDS = st.sampled_from(
     ["", "+", "++", "~", "-", "--", "=", "{", "}", "[", "]", ",", "${", ":", "/", "@", "hydra", "\n", "'", "_target_"]
 )
-LINES = st.builds("".join, st.lists(WORDS | st.sampled_from(GROUPS) | TEXTS, max_size=7))
+LINES = st.builds("".join, st.lists(WORDS | st.sampled_from([*GROUPS, "seed", "device", "name"]) | TEXTS, max_size=7))
 
 
 @QUICK
@@ -141,7 +129,7 @@ def test_overrides_that_a_run_keeps(tmp_path: Path, lines: list[str]) -> None:
         match = OVERRIDE.fullmatch(line)
         assert match is not None
         assert "hydra" not in match["key"].lower()
-        assert match["key"] not in GROUPS[:8] or CHOICE.fullmatch(match["value"] or "null")
+        assert match["key"] not in GROUPS or CHOICE.fullmatch(match["value"] or "null")
 
 
 @QUICK
@@ -176,15 +164,5 @@ def test_a_group_is_set_to_names(value: str) -> None:
             reject_null_groups([f"{key}={value}"])
     with pytest.raises(UserError, match="leave it out, or choose from basic, joblib, ray, ray_gpu, slurm, "):
         reject_null_groups([f"hydra/launcher={value}"])
-    reject_null_groups(
-        [
-            "hydra/launcher=joblib",
-            "loss=hinge",
-            "loss=bce,hinge",
-            "loss=glob(*)",
-            "loss='1'",
-            "~loss",
-            "loss=[a",
-            "seed=1",
-        ]
-    )
+    reject_null_groups(["hydra/launcher=joblib", "loss=hinge", "loss=bce,hinge", "loss=glob(*)", "loss='1'"])
+    reject_null_groups(["~loss", "loss=[a", "seed=1"])

@@ -1,4 +1,4 @@
-"""Training that is killed at any moment resumes, and ends with the bits of one that was not."""
+"""Training that is killed at any moment resumes, and ends with the same bits as without the kills."""
 
 import contextlib
 import json
@@ -19,23 +19,23 @@ from cifargan.runs.checkpoint import CheckpointStore, load
 from cifargan.runs.directory import RunDirectory
 from cifargan.training.step import GANStep
 
-STEPS, EVERY, KILLS = 12, 2, 6
+STEPS, EVERY, KILLS = 8, 2, 4
 WORDS = (
     *("data=digits", "data.splits=[test]", "data.image_size=16", "device=cpu", "evaluator=none", "seed=3"),
     *("model=cdcgan", "model.generator.latent_dim=8", "model.generator.base_channels=4"),
     *("model.discriminator.base_channels=4", "regularizer=lecam", "augment=diffaugment", "trainer.speed=plain"),
-    *("trainer.batch_size=4", "trainer.samples_per_class=1", "trainer.log_every=1", "trainer.sample_every=6"),
+    *("trainer.batch_size=4", "trainer.samples_per_class=1", "trainer.log_every=1", "trainer.sample_every=4"),
     *(f"trainer.steps={STEPS}", f"trainer.checkpoint_every={EVERY}", "trainer.loggers=[csv]", "resume=latest"),
 )
 
 
 def train(command: Callable[..., CompletedProcess[str]], name: str, *, kill_at: int | None = None) -> int:
-    """Train in a process of its own, which kills itself at one of the moments that decide what lies on disk.
+    """Train in a process of its own, which kills itself at a moment that decides which files exist.
 
     Moments are the iterations, and each sync, rename and removal of a file; at a sync, half of the file is missing.
 
     Returns:
-        How it ended, or the number of moments where it is not to be killed.
+        The exit status; without `kill_at` the number of moments.
     """
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -78,7 +78,7 @@ def train(command: Callable[..., CompletedProcess[str]], name: str, *, kill_at: 
 
 
 def result(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The last state and the logged values, without the clock's."""
+    """The last state and the logged values, without times."""
     state = load(CheckpointStore(run / "checkpoints").find("last"))
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timeless = [{key: value for key, value in line.items() if "speed" not in key and key != "time"} for line in log]
@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_again_and_again(
     command: Callable[..., CompletedProcess[str]], differences: Callable[[Any, Any], list[str]], tmp_path: Path
 ) -> None:
     moments = train(command, "whole")
-    chance = random.Random(0)
+    chance = random.Random(3)
     run, reached = RunDirectory(tmp_path / "killed"), 0
     for _ in range(KILLS):
         ended = train(command, "killed", kill_at=chance.randrange(1, 2 * moments // 3))

@@ -39,11 +39,11 @@ def known(flat: dict[str, Any]) -> Record:
         (None, None, None),
     ],
 )
-def test_what_is_a_number(value: Any, as_number: float | None, as_whole: int | None) -> None:
+def test_numbers_in_json(value: Any, as_number: float | None, as_whole: int | None) -> None:
     assert (number(value), whole(value)) == (as_number, as_whole)
 
 
-def test_a_configuration_runs_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_configuration_runs_no_code(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run()
     (folder / ".hydra" / "config.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
     assert not config_of(RunDirectory(folder))
@@ -66,9 +66,9 @@ def test_the_conditions_of_a_score_in_words(record: Line) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_what_decides_a_score_is_in_its_conditions(record: Line) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
         {"n": 50},
         {"n": 50, "images": 50},
         {"reference_name": "cifar10"},
@@ -85,15 +85,13 @@ def test_the_conditions_of_a_score_in_words(record: Line) -> None:
         {"truncation": 0.5},
         {"checkpoint": "best"},
         {"spread_over": "100 subsets of 50"},
-    ],
-)
-def test_what_decides_a_score_is_in_its_conditions(record: Line, change: dict[str, Any]) -> None:
-    assert known(record(**change)).group != known(record()).group
+    ]
+    assert len({known(record(**change)).group for change in changes}) == len(changes)
 
 
-@pytest.mark.parametrize("change", [{"step": 7}, {"seed": 9}, {"subject": "outputs/x"}, {"value": 3.0}])
-def test_what_scores_compare_is_not_in_them(record: Line, change: dict[str, Any]) -> None:
-    assert known(record(**change)).group == known(record()).group
+def test_what_scores_compare_is_not_in_its_conditions(record: Line) -> None:
+    changes: list[dict[str, Any]] = [{"step": 7}, {"seed": 9}, {"subject": "outputs/x"}, {"value": 3.0}]
+    assert {known(record(**change)).group for change in changes} == {known(record()).group}
 
 
 def test_a_record_is_read_back_as_it_was_written(record: Line) -> None:
@@ -102,7 +100,7 @@ def test_a_record_is_read_back_as_it_was_written(record: Line) -> None:
     assert formatted(known(flat)) == "0.0123 ± 0.0008"
 
 
-def test_everything_that_a_run_says(make_run: MakeRun, record: Line) -> None:
+def test_the_summary_of_a_run(make_run: MakeRun, record: Line) -> None:
     scores = [
         record(value=30.0, step=100),
         record(value=25.0, step=150),
@@ -188,15 +186,11 @@ def test_the_newest_start_counts(make_run: MakeRun) -> None:
 
 def test_a_run_is_running_as_long_as_its_process_lives(make_run: MakeRun) -> None:
     folder = make_run(status="running")
+    (folder / "status.json").write_text(json.dumps({"status": "running", "step": 0, "time": 1.0}))
+    assert summary_of(folder).step == 200  # of its last log point
     with RunDirectory(folder).lock():
         assert summary_of(folder).status == "running"
     assert summary_of(folder).status == "interrupted"
-
-
-def test_a_running_run_is_as_far_as_its_last_log_point(make_run: MakeRun) -> None:
-    folder = make_run(status="running")
-    (folder / "status.json").write_text(json.dumps({"status": "running", "step": 0, "time": 1.0}))
-    assert summary_of(folder).step == 200
 
 
 def test_speed_is_the_median_of_the_last_log_points(make_run: MakeRun) -> None:
@@ -207,7 +201,7 @@ def test_speed_is_the_median_of_the_last_log_points(make_run: MakeRun) -> None:
     assert summary_of(folder).images_per_s == 12.0
 
 
-def test_names_cannot_act_on_a_terminal(make_run: MakeRun) -> None:
+def test_names_hold_no_control_characters(make_run: MakeRun) -> None:
     run = summary_of(make_run(config={"name": "a\x1b[2Jb"}, device="x\ny", overrides=("seed=1\x07",)))
     assert (run.name, run.device, run.overrides) == ("a\\x1b[2Jb", "x\\ny", ("seed=1\\x07",))
 
@@ -240,13 +234,9 @@ def test_no_file_breaks_it(make_run: MakeRun, record: Line, file: str) -> None:
         assert run.status in ("finished", "unknown"), garbage
         assert run.step in (200, 3), garbage
         assert run.name in ("biggan", "run"), garbage
-
-
-@pytest.mark.parametrize("file", ["evaluation.json", "status.json", "metrics.jsonl", ".hydra/config.yaml"])
-def test_deeply_nested_lists_are_not_followed(make_run: MakeRun, file: str) -> None:
-    folder = make_run()
-    (folder / file).write_bytes(b"[" * (300 if file.endswith("yaml") else 100_000))
-    assert summary_of(folder).device == "cpu (x86_64)"
+    if file not in ("provenance.json", ".hydra/overrides.yaml"):
+        (folder / file).write_bytes(b"[" * (300 if file.endswith("yaml") else 100_000))
+        assert summary_of(folder).device == "cpu (x86_64)"
 
 
 def test_an_empty_folder_is_an_unknown_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DINOv2: the authors' own arithmetic written out once more, and every way to get the weights wrong."""
+"""DINOv2: the arithmetic of the paper written out, the published weights and wrong ones."""
 
 import hashlib
 import importlib.util
@@ -8,13 +8,14 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors import dinov2 as module
@@ -99,59 +100,57 @@ def class_token(state: dict[str, Tensor], x: Tensor) -> Tensor:
     return norm("norm", x)[:, 0]
 
 
+@pytest.mark.slow  # timm takes seconds to be imported
+def test_features_are_the_class_token(
+    weights: Path,
+    official: dict[str, Tensor],
+    images: Tensor,
+    global_rng: Callable[[], bytes],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = global_rng()
+    extractor = DINOv2(weights=str(weights), model="small", device=CPU)
+    assert global_rng() == before
+    assert capfd.readouterr() == ("", "")
+    features, logits = extractor.extract(images)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    expected = class_token(official, (pillow_resize(images, 224) / 255 - mean) / std)
+    assert features.shape == (2, extractor.dim)
+    assert features.dtype == torch.float32
+    assert logits is None
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    assert (features[0] - features[1]).norm() > 0.01 * features[0].norm()
+    torch.testing.assert_close(extractor.extract(images[1:]).features, features[1:], rtol=1e-4, atol=1e-4)
+
+    content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert extractor.weights_hash == content_hash
+    assert extractor.suffix == f"_dinov2_vits14_{content_hash[:8]}"
+    assert (extractor.name, extractor.dim, extractor.has_logits) == ("dinov2", DIM, False)
+    assert (extractor.dtype, extractor.resize) == ("float32", "bicubic as Pillow's to 224")
+    (message,) = caplog.messages
+    assert "random.pth holds other weights than the published DINOv2 vits14 ones" in message
+    assert not extractor.network.training
+    assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
+
+
 @pytest.mark.slow
-class TestFeatures:
-    """Slow, as timm takes seconds to be imported."""
-
-    def test_are_the_class_token(self, weights: Path, official: dict[str, Tensor], images: Tensor) -> None:
-        extractor = DINOv2(weights=str(weights), model="small", device=CPU)
-        features, logits = extractor.extract(images)
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
-        expected = class_token(official, (pillow_resize(images, 224) / 255 - mean) / std)
-        assert features.shape == (2, extractor.dim)
-        assert features.dtype == torch.float32
-        assert logits is None
-        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
-        assert (features[0] - features[1]).norm() > 0.01 * features[0].norm()
-        torch.testing.assert_close(extractor.extract(images[1:]).features, features[1:], rtol=1e-4, atol=1e-4)
-
-    def test_say_what_they_are(self, weights: Path, caplog: pytest.LogCaptureFixture) -> None:
-        extractor = DINOv2(weights=str(weights), model="small", device=CPU)
-        content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
-        assert extractor.weights_hash == content_hash
-        assert extractor.suffix == f"_dinov2_vits14_{content_hash[:8]}"
-        assert (extractor.name, extractor.dim, extractor.has_logits) == ("dinov2", DIM, False)
-        assert (extractor.dtype, extractor.resize) == ("float32", "bicubic as Pillow's to 224")
-        (message,) = caplog.messages
-        assert "random.pth holds other weights than the published DINOv2 vits14 ones" in message
-        assert not extractor.network.training
-        assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
-
-    def test_of_the_published_file_have_the_plain_name(
-        self,
-        weights: Path,
-        served: SimpleNamespace,
-        own_hub: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        """With the random file in the place of the real one."""
-        (served.root / "weights.pth").symlink_to(weights)
-        content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
-        published = replace(module.PUBLISHED["small"], url=f"{served.address}/weights.pth", checksum=content_hash)
-        monkeypatch.setitem(module.PUBLISHED, "small", published)
-        extractor = DINOv2(model="small", device=CPU)
-        assert (own_hub / "weights.pth").is_file()
-        assert (extractor.suffix, extractor.weights_hash) == ("_dinov2_vits14", content_hash)
-        assert [record for record in caplog.records if record.levelno > logging.INFO] == []
-
-    def test_are_had_in_silence_and_without_random_numbers(
-        self, weights: Path, global_rng: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        before = global_rng()
-        DINOv2(weights=str(weights), model="small", device=CPU)
-        assert global_rng() == before
-        assert capfd.readouterr() == ("", "")
+def test_scores_with_the_published_file_have_the_plain_name(
+    weights: Path,
+    served: SimpleNamespace,
+    own_hub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The random file stands for the published one."""
+    (served.root / "weights.pth").symlink_to(weights)
+    content_hash = hashlib.sha256(weights.read_bytes()).hexdigest()
+    published = replace(module.PUBLISHED["small"], url=f"{served.address}/weights.pth", checksum=content_hash)
+    monkeypatch.setitem(module.PUBLISHED, "small", published)
+    extractor = DINOv2(model="small", device=CPU)
+    assert (own_hub / "weights.pth").is_file()
+    assert (extractor.suffix, extractor.weights_hash) == ("_dinov2_vits14", content_hash)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 def cubic(distance: float) -> float:
@@ -190,55 +189,41 @@ def test_resize_is_pillows(edge: int) -> None:
     assert (resized - expected).abs().mean() < 0.001
 
 
-class TestWrongWeights:
-    """Each costs one line that names the file and every way out."""
-
-    def refused(self, path: Path, match: str) -> None:
-        with pytest.raises(UserError, match=match) as caught:
-            DINOv2(weights=str(path), model="base", device=CPU)
-        message = str(caught.value)
-        assert "\n" not in message
-        for way in (
-            str(path),
-            "evaluator.weights=PATH",
-            "CIFARGAN_DINOV2_WEIGHTS=PATH",
-            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
-            "pip install 'cifargan[offline]'",
-            "evaluator=auto",
-            "evaluator=none",
-        ):
-            assert way in message
-
-    def test_nowhere(self, tmp_path: Path) -> None:
-        self.refused(tmp_path / "nowhere.pth", "there is no such file")
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("legacy", [False, True])
-    def test_truncated(self, weights: Path, tmp_path: Path, legacy: bool) -> None:
-        path = tmp_path / "torn.pth"
-        torch.save(torch.load(weights), path, _use_new_zipfile_serialization=not legacy)
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        self.refused(path, r"torn\.pth is damaged")
-
-    @pytest.mark.slow
-    def test_of_another_size(self, weights: Path) -> None:
-        self.refused(weights, r"random\.pth holds the weights of another network")
-
-    @pytest.mark.slow
-    def test_of_another_network(self, tmp_path: Path) -> None:
-        torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
-        self.refused(tmp_path / "linear.pth", r"linear\.pth holds the weights of another network")
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("change", ["missing", "extra"])
-    def test_not_quite_this_network(self, official: dict[str, Tensor], tmp_path: Path, change: str) -> None:
-        state = {**official, "register_tokens": torch.zeros(1, 4, DIM)}
-        if change == "missing":
-            del state["register_tokens"], state["blocks.3.ls2.gamma"]
-        torch.save(state, tmp_path / "weights.pth")
-        with pytest.raises(UserError, match=r"weights\.pth holds the weights of another network"):
-            DINOv2(weights=str(tmp_path / "weights.pth"), model="small", device=CPU)
+@pytest.mark.parametrize("model", ["small", "base"])
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("no file", "there is no such file"),
+        ("damaged", "is damaged"),
+        pytest.param("missing", "holds the weights of another network", marks=pytest.mark.slow),
+        pytest.param("extra", "holds the weights of another network", marks=pytest.mark.slow),
+    ],
+)
+def test_wrong_weights_are_refused_with_every_way_out(
+    official: dict[str, Tensor], tmp_path: Path, case: str, reason: str, model: Literal["small", "base"]
+) -> None:
+    """`missing` and `extra` differ from the small model in one tensor, and from the base model in all."""
+    path = tmp_path / "weights.pth"
+    if case == "damaged":
+        path.write_bytes(b"PK")
+    elif case == "missing":
+        torch.save({key: tensor for key, tensor in official.items() if key != "blocks.3.ls2.gamma"}, path)
+    elif case == "extra":
+        torch.save({**official, "register_tokens": torch.zeros(1, 4, DIM)}, path)
+    with pytest.raises(UserError, match=reason) as caught:
+        DINOv2(weights=str(path), model=model, device=CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (
+        str(path),
+        "evaluator.weights=PATH",
+        "CIFARGAN_DINOV2_WEIGHTS=PATH",
+        f"_vit{model[0]}14_pretrain.pth",
+        "pip install 'cifargan[offline]'",
+        "evaluator=auto",
+        "evaluator=none",
+    ):
+        assert word in message
 
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Inception: torch-fidelity's figures, other weights, reduced precision, and every way to get the weights wrong."""
+"""Inception: the features of torch-fidelity, other weights, reduced precision and wrong weights."""
 
 import hashlib
 import logging
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,82 +51,68 @@ def error(ours: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.slow
-class TestFeatures:
-    def test_are_torch_fidelitys(self, inception: Inception, inception_weights_file: Path, images: Tensor) -> None:
-        features, logits = inception.extract(images)
-        expected_features, expected_logits = torch_fidelitys(inception_weights_file)(images)
-        assert features.shape == (2, inception.dim)
-        assert logits is not None
-        assert logits.shape == (2, 1008)
-        assert features.dtype == logits.dtype == torch.float32
-        assert error(features, expected_features) < 1e-5
-        assert error(logits, expected_logits) < 1e-5
-        assert error(features[:1], features[1:]) > 0.02  # so the images differ in these weights' eyes
-
-    def test_are_no_further_from_the_truth_than_theirs(
-        self, inception: Inception, inception_weights_file: Path, images: Tensor
-    ) -> None:
-        images = images[:1]
-        exact, _ = torch_fidelitys(inception_weights_file, torch.float64)(images)
-        theirs, _ = torch_fidelitys(inception_weights_file)(images)
-        assert error(inception.extract(images).features, exact) < 2 * error(theirs, exact) + 1e-7
-
-    def test_of_an_image_are_the_same_whatever_its_company_and_the_ambient_precision(
-        self, inception: Inception, images: Tensor
-    ) -> None:
-        features = inception.extract(images).features
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert error(inception.extract(images[1:]).features, features[1:]) < 1e-5
-        assert torch.equal(inception.extract(images).features, features)
-
-    def test_in_bf16_are_near_and_go_by_another_name(
-        self, inception: Inception, inception_weights_file: Path, images: Tensor
-    ) -> None:
-        images = images[:1]
-        reduced = Inception(weights=str(inception_weights_file), precision="bf16", device=CPU)
-        features, logits = reduced.extract(images)
-        assert logits is not None
-        assert features.dtype == logits.dtype == torch.float32
-        assert 1e-4 < error(features, inception.extract(images).features) < 0.2
-        assert reduced.suffix == f"{inception.suffix}_bf16"
-        assert (reduced.dtype, inception.dtype) == ("bfloat16", "float32")
+def test_features_are_those_of_torch_fidelity(
+    inception: Inception, inception_weights_file: Path, images: Tensor
+) -> None:
+    features, logits = inception.extract(images)
+    theirs, their_logits = torch_fidelitys(inception_weights_file)(images)
+    exact, _ = torch_fidelitys(inception_weights_file, torch.float64)(images[:1])
+    assert features.shape == (2, inception.dim)
+    assert logits is not None
+    assert logits.shape == (2, 1008)
+    assert features.dtype == logits.dtype == torch.float32
+    assert error(features, theirs) < 1e-5
+    assert error(logits, their_logits) < 1e-5
+    assert error(features[:1], features[1:]) > 0.02  # these weights tell the images apart
+    assert error(features[:1], exact) < 2 * error(theirs[:1], exact) + 1e-7
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # neither it nor the other image has an effect
+        assert error(inception.extract(images[1:]).features, features[1:]) < 1e-5
+    assert torch.equal(inception.extract(images).features, features)
 
 
 @pytest.mark.slow
-def test_is_built_in_silence_and_without_random_numbers(
-    inception_weights_file: Path, global_rng: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
+def test_features_in_bf16_are_near_and_have_another_name(
+    inception: Inception, inception_weights_file: Path, images: Tensor
 ) -> None:
-    before = global_rng()
-    network = Inception(weights=str(inception_weights_file), device=CPU).network
-    assert global_rng() == before
-    assert capfd.readouterr() == ("", "")
-    assert not network.training
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+    reduced = Inception(weights=str(inception_weights_file), precision="bf16", device=CPU)
+    features, logits = reduced.extract(images[:1])
+    assert logits is not None
+    assert features.dtype == logits.dtype == torch.float32
+    assert 1e-4 < error(features, inception.extract(images[:1]).features) < 0.2
+    assert reduced.suffix == f"{inception.suffix}_bf16"
+    assert (reduced.dtype, inception.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.slow
 def test_other_weights_are_allowed_and_their_scores_are_no_fid(
-    inception_weights_file: Path, caplog: pytest.LogCaptureFixture
+    inception_weights_file: Path,
+    global_rng: Callable[[], bytes],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    before = global_rng()
     extractor = Inception(weights=str(inception_weights_file), device=CPU)
+    assert global_rng() == before
+    assert capfd.readouterr() == ("", "")
     content_hash = hashlib.sha256(inception_weights_file.read_bytes()).hexdigest()
     assert extractor.weights_hash == content_hash
     assert extractor.suffix == f"_inception_{content_hash[:8]}"
-    assert extractor.suffix == f"_inception_{content_hash[:8]}"
     (message,) = caplog.messages
     assert "random.pth holds other weights than the published Inception ones" in message
+    assert not extractor.network.training
+    assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in extractor.network.modules())
 
 
 @pytest.mark.slow
-def test_published_weights_are_fetched_and_their_scores_have_the_famous_names(
+def test_published_weights_are_fetched_and_their_scores_have_the_usual_names(
     inception_weights_file: Path,
     own_hub: Path,
     served: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With the random file in the place of the real one, which is as old as its format here."""
+    """The random file stands for the published one, in the old format that this has."""
     path = served.root / "weights.pth"
     torch.save(torch.load(inception_weights_file), path, _use_new_zipfile_serialization=False)
     published = replace(
@@ -143,42 +130,29 @@ def test_published_weights_are_fetched_and_their_scores_have_the_famous_names(
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
-class TestWrongWeights:
-    """Each costs one line that names the file and every way out."""
-
-    @pytest.fixture(autouse=True)
-    def check(self, tmp_path: Path) -> None:
-        self.path = tmp_path / "weights.pth"
-
-    def refused(self, match: str) -> None:
-        with pytest.raises(UserError, match=match) as caught:
-            Inception(weights=str(self.path), device=CPU)
-        message = str(caught.value)
-        assert str(self.path) in message
-        assert "\n" not in message
-        for way in (*WAYS_OUT, module.PUBLISHED.url):
-            assert way in message
-
-    def test_nowhere(self) -> None:
-        self.refused("there is no such file")
-
-    def test_of_another_network(self) -> None:
-        torch.save(nn.Linear(2, 2).state_dict(), self.path)
-        self.refused(r"weights\.pth holds the weights of another network")
-
-    def test_none_at_all(self) -> None:
-        torch.save({}, self.path)
-        self.refused(r"weights\.pth holds the weights of another network")
-
-    def test_no_state_dict(self) -> None:
-        torch.save([1, 2], self.path)
-        self.refused(r"weights\.pth holds no state dict")
-
-    @pytest.mark.slow
-    def test_truncated(self, inception_weights_file: Path) -> None:
-        content = inception_weights_file.read_bytes()
-        self.path.write_bytes(content[: len(content) // 2])
-        self.refused(r"weights\.pth is damaged")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "there is no such file"),
+        (nn.Linear(2, 2).state_dict(), r"weights\.pth holds the weights of another network"),
+        ({}, r"weights\.pth holds the weights of another network"),
+        ([1, 2], r"weights\.pth holds no state dict"),
+        (b"PK", r"weights\.pth is damaged"),
+    ],
+    ids=["no file", "another network", "empty", "list", "damaged"],
+)
+def test_wrong_weights_are_refused_with_every_way_out(tmp_path: Path, content: Any, reason: str) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=reason) as caught:
+        Inception(weights=str(path), device=CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (str(path), *WAYS_OUT, module.PUBLISHED.url):
+        assert word in message
 
 
 def test_the_published_hash_is_the_one_in_the_files_name() -> None:
