@@ -1,4 +1,4 @@
-"""The pages of the documentation, taken apart: their blocks of code, their commands, and a world to run these in."""
+"""The pages of the documentation: their code blocks, their commands, and a folder to run these in."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "getting_started.md"]
 PAGES += sorted({*(ROOT / "docs").rglob("*.md")} - {*PAGES})
-SHELL = ("", "bash", "console", "sh")  # after the fence; what else there is, `text` for one, is nothing to run
+SHELL = ("", "bash", "console", "sh")  # after the fence; a block of another kind, such as `text`, is not run
 PROGRAMS = ("cifargan", "python", "bash", "pip", "tensorboard", "torchrun")
 MANY_JOBS = {"-m", "--multirun", "tune"}  # each composed and checked, which takes a while
 FIRST_READ = ("README.md", "docs/getting_started.md")  # their commands are run without the slow tests too

@@ -1,4 +1,4 @@
-"""Every command in the documentation is run, as far as it takes no time: names, options and settings are right."""
+"""Each command in the documentation runs, or is checked up to where it would take long: names, options, settings."""
 
 import contextlib
 import itertools
@@ -34,7 +34,7 @@ class Desk(NamedTuple):
 
 
 class ReachedError(BaseException):
-    """A command got as far as it is run here. It is no `Exception`, which the command line would report."""
+    """A command reached the place where its test ends. Not an `Exception`, which the command line would report."""
 
 
 def reach(*args: object, **settings: object) -> None:
@@ -49,7 +49,7 @@ def in_full(desk: Desk, words: list[str]) -> None:
 
 
 def until(place: str) -> Callable[[Desk, list[str]], None]:
-    """Run it until it calls a function, which it has to."""
+    """Run it until it calls a function; fail if it does not."""
 
     def run(desk: Desk, words: list[str]) -> None:
         with patch(place, reach), pytest.raises(ReachedError):
@@ -59,7 +59,7 @@ def until(place: str) -> Callable[[Desk, list[str]], None]:
 
 
 def composed(desk: Desk, words: list[str]) -> None:
-    """Let `cifargan train` compose and check each job, up to where it would train."""
+    """Let `cifargan train` compose and check each job, and train nothing."""
     jobs: list[DictConfig] = []
 
     def keep(run: Run) -> Result:
@@ -68,24 +68,24 @@ def composed(desk: Desk, words: list[str]) -> None:
 
     sweeps = bool({"-m", "--multirun"} & {*words})
     launcher = [word for word in words if re.match(r"\+?hydra[./]launcher", word)]
-    # Seeds make jobs that are composed alike: one will do.
+    # Jobs that differ in the seed are composed alike: one is enough.
     rest = [re.sub(r"^(seed=\d+),.*", r"\1", word) for word in words[2:] if word not in (*launcher, "...")]
     if "resume=latest" in rest:
-        # Where there is no run it starts one, which is the harder case: there is nothing to replay.
+        # Without a run it starts one, which is the harder case: there is nothing to replay.
         shutil.rmtree(desk.folder / "outputs")
     with patch("cifargan.entry._claim_and_train", keep), patch("cifargan.entry._in_processes", keep):
         ran = desk.invoke(desk.folder, "train", *rest)
     assert "error: " not in ran.stderr, ran.stderr
     assert sweeps or ran.returncode == 0, ran.stderr
     assert len(jobs) == (len(list(combinations(rest))) if sweeps else 1)
-    # A launcher that is not installed says so, and what it is set to cannot be known.
+    # The settings of a launcher that is not installed cannot be checked.
     if launcher and find_spec(f"hydra_plugins.hydra_{launcher[0].partition('=')[2].partition('_')[0]}_launcher"):
         shown = desk.invoke(desk.folder, "train", "--cfg", "hydra", *next(combinations(rest)), *launcher)
         assert shown.returncode == 0, shown.stderr
 
 
 def combinations(words: list[str]) -> Iterator[list[str]]:
-    """The jobs of a sweep, by another way than the sweep's own."""
+    """The jobs of a sweep, computed independently of the sweep."""
     parser = OverridesParser.create()
     overrides = [parser.parse_override(w) for w in words if not re.match("-|sweep=|hydra", w)]
     choices = [
@@ -96,19 +96,19 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 
 def exported(desk: Desk, words: list[str]) -> None:
-    """Run it, for the format that takes no time."""
+    """Run it for safetensors; for the slower formats, up to the export."""
     (in_full if "safetensors" in words else until("cifargan.export.network.plain_generator"))(desk, words)
 
 
 def torchrun(desk: Desk, words: list[str]) -> None:
-    """Have torchrun itself read what is its own, and compose what is left."""
+    """Parse torchrun's options with its own parser, and compose the rest."""
     options = get_args_parser().parse_args(words[1:])
     assert (options.module, options.training_script) == (True, "cifargan")
     composed(desk, ["cifargan", *options.training_script_args])
 
 
 def own_file(desk: Desk, words: list[str]) -> None:
-    """Read a file of one's own that the documentation shows, and go on as with `cifargan`."""
+    """Import a file that the documentation shows, and run the rest as `cifargan`."""
     for name, content in desk.files.items():
         (desk.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (desk.folder / name).write_text(content, encoding="utf-8")
@@ -120,16 +120,16 @@ def own_file(desk: Desk, words: list[str]) -> None:
 
 
 def shell_script(desk: Desk, words: list[str]) -> None:
-    """Have bash read it, and run nothing."""
+    """Check its syntax with bash; run nothing."""
     ran = subprocess.run(["bash", "-n", ROOT / words[1]], capture_output=True, text=True, check=False)
     assert (len(words), ran.returncode, ran.stderr) == (2, 0, "")
 
 
 def as_it_is(desk: Desk, words: list[str]) -> None:
-    """Another program's command, which the pattern spells out."""
+    """A command of another program: the pattern is the check."""
 
 
-# What a command looks like, and how it is run; the first that fits counts. What fits none fails.
+# Pattern of a command, and how it is run. The first match counts; a command without a match fails.
 TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"cifargan train\b": composed,
     r"cifargan tune\b": until("cifargan.tuning.study.Study"),  # each choice has been composed and checked by then
@@ -144,12 +144,12 @@ TABLE: dict[str, Callable[[Desk, list[str]], None]] = {
     r"python my_\w+\.py\b": own_file,
     r"bash scripts/\w+\.sh": shell_script,
     r"tensorboard --logdir outputs$": as_it_is,
-    r"pip install\b": as_it_is,  # its extras: test_extras.py
+    r"pip install\b": as_it_is,  # its extras: test_pages.py
 }
 
 
 def how_to_run(words: list[str]) -> Callable[[Desk, list[str]], None]:
-    """What the table says of a command."""
+    """The entry of the table for a command."""
     found = next((way for pattern, way in TABLE.items() if re.match(pattern, " ".join(words))), None)
     if found is None:
         pytest.fail(f"{' '.join(words)}: no line of the table in {Path(__file__).name} says how it is run")
@@ -163,7 +163,7 @@ def test_it_runs(
     invoke: Invoke,
     named_blocks: Callable[[Path], dict[str, str]],
 ) -> None:
-    # A run that the page has made, or talks of, is there.
+    # Runs that the page names exist.
     for word in words:
         key, _, value = word.rpartition("=")
         if key in ("", "resume", "init") and value.startswith("outputs/") and not (world / value).exists():

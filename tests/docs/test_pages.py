@@ -1,4 +1,4 @@
-"""What the documentation names is there: files behind links, extras, settings."""
+"""What the documentation names exists: linked files, extras, settings."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ from cifargan.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 STARTS = {*GROUPS, *groups(), *Settings.__dataclass_fields__}
-# A setting may belong to one choice of its group: to the first of these it composes with, or to none.
+# A setting may need one choice of its group: it must compose with at least one of these.
 SURROUNDINGS = (
     (),
     ("experiment=biggan_lecam_diffaug", "data=folder", "data.root=x"),
@@ -38,7 +38,7 @@ def spans_of(text: str) -> list[str]:
 
 
 def settings_of(text: str) -> list[str]:
-    """Those parts of its inline code that set something of ours to a value; without those with a name for a value."""
+    """The settings in its inline code; without those whose value is a placeholder."""
     words = [word.strip("'\"") for span in spans_of(text) for word in span.split()]
     found = [re.fullmatch(r"([a-z_]+)((?:\.[a-z_]+)*)=(.*)", word) for word in words]
     ours = [match for match in found if match and match[1] in STARTS and not PLACEHOLDER.fullmatch(match[3])]
