@@ -32,12 +32,9 @@ def test_quantisation_goes_to_the_nearest_level_and_not_towards_zero(offset: flo
     assert torch.equal(to_uint8(x), LEVELS)
 
 
-def test_quantisation_clamps_and_never_wraps() -> None:
+def test_quantisation_clamps() -> None:
     x = torch.tensor([-3.0, -1.001, -1.0, 0.999, 1.0, 1.01, 3.0, float("inf"), float("-inf")])
     assert to_uint8(x).tolist() == [0, 0, 0, 255, 255, 255, 255, 255, 0]
-
-
-def test_scaling_refuses_the_other_kind_of_image() -> None:
     with pytest.raises(TypeError, match="uint8"):
         to_uint8(LEVELS)
     with pytest.raises(TypeError, match="float32"):
@@ -76,11 +73,8 @@ def test_labelled_sheet_has_a_row_a_class_with_its_name_left(counts: tuple[int, 
     assert (sheet[:, 36:, left + counts[1] * 34 :] == 255).all()
 
 
-def test_labelled_sheet_makes_rows_as_high_as_the_writing() -> None:
+def test_labelled_sheet_has_room_for_its_names() -> None:
     assert labelled_sheet({"0": random_images(1), "1": random_images(1)}, padding=0).shape[1] == 2 * 16
-
-
-def test_labelled_sheet_has_room_for_long_names() -> None:
     short, long = (labelled_sheet({name: random_images(1)}) for name in ("cat", "a remarkably long class name"))
     assert long.shape[2] > short.shape[2] + 60
 
@@ -95,7 +89,7 @@ def test_png_is_lossless_and_replaces_without_leftovers(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 
-def test_gif_has_every_frame_in_order_at_the_asked_pace(tmp_path: Path) -> None:
+def test_gif_has_every_frame_in_order_and_the_duration(tmp_path: Path) -> None:
     frames = [torch.full((3, 8, 8), level, dtype=torch.uint8) for level in (0, 60, 120, 240)]
     save_gif(frames, tmp_path / "a.gif", milliseconds=70)
     with Image.open(tmp_path / "a.gif") as animation:
@@ -126,11 +120,11 @@ def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path: Path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_folder_that_cannot_be_made_or_replaced_is_the_users_to_mend(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_a_path_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.gif").mkdir()
     with pytest.raises(UserError, match=r"could not write .*file"):
         save_png(random_images(1)[0], tmp_path / "file" / "a.png")
-    (tmp_path / "taken.gif").mkdir()
     with pytest.raises(UserError, match=r"could not write .*taken\.gif"):
         save_gif(list(random_images(2)), tmp_path / "taken.gif")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken.gif"]

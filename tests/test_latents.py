@@ -1,4 +1,4 @@
-"""Latents: their distribution, their place in the order of things, and the way between two."""
+"""Latents: their distribution, one for each image, and the path between two."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_the_ends_of_the_uniform_stay_finite(monkeypatch: pytest.MonkeyPatch) ->
     assert high == pytest.approx(stats.norm.isf(2**-54), abs=0.1)
 
 
-def test_each_image_has_its_own_latent_whatever_else_is_asked() -> None:
+def test_the_latent_of_an_image_does_not_depend_on_the_others() -> None:
     labels, indices = torch.arange(3).repeat(50), torch.arange(50).repeat_interleave(3)
     z = latents(labels, indices, latent_dim=4, truncation=None, seed=7)
     some = torch.tensor([149, 3, 61, 62])

@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture
 def draw() -> Callable[..., Image.Image]:
-    """An image of random smooth-less pixels, the same for the same seed."""
+    """A function that makes an image of random pixels from a seed."""
 
     def make(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -30,11 +30,3 @@ def tree(tmp_path: Path, draw: Callable[..., Image.Image]) -> Path:
             draw(seed).save(root / folder / f"{i}.png")
             seed += 1
     return root
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the tests out of the user's cache."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("CIFARGAN_CACHE", str(cache))
-    return cache

@@ -63,7 +63,7 @@ def test_a_damaged_cache_is_reported_and_not_used(tmp_path: Path, caplog: pytest
     refused()
 
 
-def test_a_disk_that_refuses_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     DecodedCache(tmp_path / "file", label="test").save("a" * 64, IMAGES, {})
     assert "not cached" in caplog.text

@@ -1,4 +1,4 @@
-"""CIFAR-10, from a server on this machine."""
+"""CIFAR-10, from a local server."""
 
 import hashlib
 import io
@@ -66,14 +66,14 @@ def server(served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNa
     return served
 
 
-def test_it_is_fetched_once_and_read(server: SimpleNamespace, own_cache: Path) -> None:
+def test_it_is_fetched_once_and_read(server: SimpleNamespace, tmp_path: Path) -> None:
     train = CIFAR10().load()
     assert train.images.shape == (5 * PER_BATCH, 3, 32, 32)
     assert (train.classes, train.name, train.splits, train.flip) == (tuple(CLASSES), "cifar10", ("train",), True)
     pixels = np.asarray(batch(1)["data"]).reshape(PER_BATCH, 3, 32, 32)
     np.testing.assert_array_equal(train.images[:PER_BATCH].numpy(), pixels)
     assert train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert (own_cache / "cifar10" / "cifar-10-python.tar.gz").exists()
+    assert (tmp_path / "cache" / "cifar10" / "cifar-10-python.tar.gz").exists()
     asked = len(server.requests)
     both = CIFAR10(splits=["train", "test"], classes=["ship", "cat"]).load()
     assert both.labels.tolist() == [1, 0] * 12

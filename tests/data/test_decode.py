@@ -1,4 +1,4 @@
-"""One file to pixels, and many in several threads."""
+"""Decoding of one file, and of many in several threads."""
 
 import io
 from collections.abc import Callable
@@ -23,14 +23,11 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_an_image_of_the_right_size_is_not_resampled(draw: Draw) -> None:
+def test_an_image_is_cropped_and_not_resampled(draw: Draw) -> None:
     image = draw(0)
     expected = np.asarray(image).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode(encoded(image), image_size=8), expected)
     np.testing.assert_array_equal(decode(encoded(image, "WEBP", lossless=True), image_size=8), expected)
-
-
-def test_the_square_in_the_middle_is_taken(draw: Draw) -> None:
     wide, tall = draw(0, (13, 8)), draw(1, (8, 12))
     np.testing.assert_array_equal(decode(encoded(wide), image_size=8), np.asarray(wide)[:, 2:10].transpose(2, 0, 1))
     np.testing.assert_array_equal(decode(encoded(tall), image_size=8), np.asarray(tall)[2:10].transpose(2, 0, 1))
@@ -53,8 +50,8 @@ def test_modes_without_transparency_become_rgb(draw: Draw, mode: str) -> None:
     np.testing.assert_allclose(red.mean(axis=(1, 2)), [255, 0, 0], atol=3)
 
 
-def test_transparency_lies_on_white() -> None:
-    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))  # red underneath, but nothing of it shows
+def test_transparent_pixels_become_white() -> None:
+    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))  # transparent red
     image.paste((10, 20, 30, 255), (0, 0, 4, 8))
     image.putpixel((7, 7), (0, 0, 0, 51))
     pixels = decode(encoded(image), image_size=8)

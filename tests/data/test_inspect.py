@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 2, 0])
 IMAGES = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_means_are_rounded_and_white_where_there_is_nothing() -> None:
+def test_means_are_rounded_and_white_for_a_class_without_images() -> None:
     means = class_means(IMAGES, LABELS, 3)
     expected = np.rint(IMAGES[[0, 2]].numpy().astype(np.float64).mean(axis=0))
     np.testing.assert_array_equal(means[0].numpy(), expected)
@@ -51,21 +51,19 @@ def test_equal_and_near_and_mirrored_copies(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.complete
 
 
-def test_a_changed_part_is_no_duplicate() -> None:
+def test_images_that_are_not_near_copies() -> None:
     images = scenes(2)
     images[1] = images[0]
     images[1, :, 8:24, 8:24] = 255 - images[1, :, 8:24, 8:24]
-    assert find_duplicates(images).near == []
-
-
-def test_flat_images_are_compared_for_equality_alone() -> None:
-    images = torch.full((4, 3, 8, 8), 7, dtype=torch.uint8)
-    images[2:] += torch.tensor([1, 2], dtype=torch.uint8)[:, None, None, None]
-    found = find_duplicates(images)
+    assert find_duplicates(images).near == find_duplicates(images[:1]).near == []
+    assert find_duplicates(images[:0]).equal == []
+    flat = torch.full((4, 3, 8, 8), 7, dtype=torch.uint8)  # compared for equality alone
+    flat[2:] += torch.tensor([1, 2], dtype=torch.uint8)[:, None, None, None]
+    found = find_duplicates(flat)
     assert (found.equal, found.near) == ([[0, 1]], [])
 
 
-def test_no_more_pairs_are_kept_than_are_bearable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_pairs_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAIRS", 3)
     images = scenes(1).repeat(9, 1, 1, 1)
     images[:, 0, 0, 0] = torch.arange(9, dtype=torch.uint8)
@@ -81,8 +79,3 @@ def test_difference_ignores_tint_and_contrast_and_is_known_for_noise() -> None:
     assert difference(noise[:1], noise[1:]).item() == pytest.approx(2 / torch.pi**0.5, rel=0.02)
     darker = (noise[:1] // 2) + 10
     assert difference(noise[:1], darker).item() < 0.03
-
-
-def test_no_image_and_one_image() -> None:
-    assert find_duplicates(scenes(1)).near == []
-    assert find_duplicates(scenes(1)[:0]).equal == []

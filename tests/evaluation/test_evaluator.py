@@ -1,4 +1,4 @@
-"""Evaluators: what is scored, under which names, and what is left alone."""
+"""Evaluators: what is scored, under which names, and what does not change."""
 
 import copy
 import io
@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_samples_against_all_real_images(tiny: Generator
     assert evaluator.monitor == "fd_corners_n30_train"
 
 
-def test_every_record_says_what_decides_it(tiny: Generator, make: Maker) -> None:
+def test_every_record_holds_what_decides_it(tiny: Generator, make: Maker) -> None:
     (record, _) = make().evaluate(sampler(tiny), step=7)
     flat = record.flat()
     assert {key: flat[key] for key in ("step", "checkpoint", "weights", "batch_norm", "truncation", "seed")} == {
@@ -103,7 +103,7 @@ def test_every_record_says_what_decides_it(tiny: Generator, make: Maker) -> None
     assert flat["reference_fingerprint"] == make().images.fingerprint
 
 
-def test_full_adds_what_a_distance_hides(tiny: Generator, make: Maker) -> None:
+def test_full_adds_manifold_and_class_scores(tiny: Generator, make: Maker) -> None:
     evaluator = make(full=True)
     images = sampler(tiny).sample(30, seed=SEED)
     real, fake = features(evaluator, evaluator.images.images), features(evaluator, images)
@@ -141,9 +141,7 @@ def test_metrics_are_chosen_by_name_and_the_first_decides(
         evaluator.evaluate(sampler(tiny), step=1)
 
 
-def test_ones_own_metric_is_a_function_and_a_line(
-    tiny: Generator, make: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_metric_of_the_user(tiny: Generator, make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     def logit_gap(real_features: Tensor, fake_logits: Tensor) -> float:
         return float((fake_logits.mean(dim=0) - real_features.mean(dim=0)).norm())
 
@@ -155,7 +153,7 @@ def test_ones_own_metric_is_a_function_and_a_line(
     evaluator = make(metrics=["logit_gap", "brightness"], has_logits=True)
     real, fake = (features(evaluator, x) for x in (evaluator.images.images, sampler(tiny).sample(30, seed=SEED)))
     found = evaluator.evaluate(sampler(tiny), step=1)
-    # What looks at no features says nothing of their space.
+    # The name of a metric without features does not contain their space.
     assert [record.key for record in found] == ["brightness_n30", "logit_gap_corners_n30_train"]
     assert found[1].value == pytest.approx(float((fake.mean(dim=0) - real.mean(dim=0)).norm()), rel=1e-6)
     assert found[0].value == pytest.approx(float(sampler(tiny).sample(30, seed=SEED).float().mean()), rel=1e-6)
@@ -181,7 +179,9 @@ def test_the_final_scores_are_of_more_samples_against_every_split(tiny: Generato
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 30])
-def test_batch_size_decides_nothing_nor_does_the_second_call(tiny: Generator, make: Maker, batch_size: int) -> None:
+def test_scores_do_not_depend_on_the_batch_size_or_on_earlier_calls(
+    tiny: Generator, make: Maker, batch_size: int
+) -> None:
     expected = values(make(has_logits=True, full=True).evaluate(sampler(tiny, 30), step=1))
     evaluator = make(has_logits=True, full=True, batch_size=batch_size)
     for _ in range(2):
@@ -202,39 +202,20 @@ def test_evaluating_changes_nothing(tiny: Generator, make: Maker, global_rng: Ca
         assert torch.equal(tensor, state[name]), name
 
 
-def test_white_images_are_as_far_as_the_real_ones_are_from_white(tiny: Any, make: Maker) -> None:
-    evaluator = make()
-    with torch.no_grad():
-        tiny.norm.bias.fill_(100)
-    mean, covariance, _ = gaussian(features(evaluator, evaluator.images.images))
-    expected = (1 - mean).square().sum() + covariance.trace()
-    assert values(evaluator.evaluate(sampler(tiny), step=1))[evaluator.monitor] == pytest.approx(
-        float(expected), rel=1e-6
-    )
-
-
-def test_a_generator_that_gives_no_numbers_is_one_line(tiny: Any, make: Maker) -> None:
+def test_an_evaluation_that_cannot_be_finished_is_one_line(
+    tiny: Any, make: Maker, insects: Callable[..., ImageSet]
+) -> None:
+    evaluator, small = make(final_samples=30), insects(30)
+    evaluator.final_images = lambda: [replace(small, images=small.images.repeat(1, 1, 2, 2), fingerprint="")]
+    with pytest.raises(UserError, match=r"images are 4x4 and those of insects 8x8"):
+        evaluator.final(sampler(tiny), step=1)
+    asked = iter([False, True])
+    with pytest.raises(StoppedError, match="scoring: stopped after 16 of 30 images"):
+        make().evaluate(sampler(tiny), step=1, stop=lambda: next(asked))
     with torch.no_grad():
         tiny.linear.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="images are not finite: it has diverged"):
         make().evaluate(sampler(tiny), step=1)
-
-
-def test_real_images_of_another_size_are_no_reference(
-    tiny: Generator, make: Maker, insects: Callable[..., ImageSet]
-) -> None:
-    evaluator = make(final_samples=30)
-    small = insects(30)
-    larger = replace(small, images=small.images.repeat(1, 1, 2, 2), fingerprint="")
-    evaluator.final_images = lambda: [larger]
-    with pytest.raises(UserError, match=r"images are 4x4 and those of insects 8x8"):
-        evaluator.final(sampler(tiny), step=1)
-
-
-def test_a_stop_is_heeded_within_a_batch(tiny: Generator, make: Maker) -> None:
-    asked = iter([False, True])
-    with pytest.raises(StoppedError, match="scoring: stopped after 16 of 30 images"):
-        make().evaluate(sampler(tiny), step=1, stop=lambda: next(asked))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +270,7 @@ def scored(build: Callable[[], FeatureEvaluator], generator: Generator, n_stop: 
         return str(error)
 
 
-def test_two_processes_score_what_one_scores(
+def test_processes_score_what_one_scores_and_stop_together(
     make: Maker, tiny: Generator, in_processes: Callable[..., list[Any]]
 ) -> None:
     build = partial(make, has_logits=True, samples=40, full=True)
@@ -299,10 +280,4 @@ def test_two_processes_score_what_one_scores(
     # Seven images a batch: the parts of two are not of one size, and three have two batches each.
     for n in (2, 3):
         assert in_processes(n, scored, build, tiny, -1) == [one] * n
-
-
-def test_an_evaluation_that_one_process_is_to_stop_ends_in_all(
-    make: Maker, tiny: Generator, in_processes: Callable[..., list[Any]]
-) -> None:
-    build = partial(make, has_logits=True, samples=40)
     assert in_processes(2, scored, build, tiny, 1) == ["scoring: stopped after 7 of 20 images"] * 2

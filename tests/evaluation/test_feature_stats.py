@@ -1,4 +1,4 @@
-"""One pass over images: what it gathers, and how it ends."""
+"""One pass over images: its results, and errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,20 +30,16 @@ def test_a_pass_gathers_everything_whatever_the_batches(corners: Extractors, ins
     sums = InceptionScoreSums(len(features), device=CPU)
     sums.update(features)
     assert seen.inception_score == pytest.approx(sums.result(), rel=1e-9)
+    few = in_batches(images.images[:9], images.labels[:9], batch_size)  # fewer than the splits of the Inception Score
+    assert measure(few, 9, corners(has_logits=True), device=CPU, label="looking").inception_score is None
 
 
-def test_too_few_images_for_the_splits_have_no_inception_score(corners: Extractors, insects: Insects) -> None:
-    images = insects(9)
-    batches = in_batches(images.images, images.labels, 4)
-    assert measure(batches, 9, corners(has_logits=True), device=CPU, label="looking").inception_score is None
-
-
-def test_what_cannot_be_measured_is_one_line(corners: Extractors, insects: Insects) -> None:
-    images = insects(20)
+def test_a_pass_that_cannot_be_finished_is_one_line(corners: Extractors, insects: Insects) -> None:
+    images, extractor = insects(20), corners()
 
     def look(total: int, **settings: Any) -> None:
         batches = in_batches(images.images[:total], images.labels[:total], 8)
-        measure(batches, settings.pop("told", total), corners(), device=CPU, label="looking", **settings)
+        measure(batches, settings.pop("told", total), extractor, device=CPU, label="looking", **settings)
 
     with pytest.raises(UserError, match="looking: 20 images came where 24 were expected"):
         look(20, told=24)
@@ -51,16 +47,7 @@ def test_what_cannot_be_measured_is_one_line(corners: Extractors, insects: Insec
         look(1)
     with pytest.raises(StoppedError, match="looking: stopped after 8 of 20 images"):
         look(20, stop=lambda: True)
-
-
-def test_features_that_are_no_numbers_are_told(corners: Extractors, insects: Insects) -> None:
-    images, extractor = insects(20), corners()
     forward = extractor._forward
-
-    def broken(x: torch.Tensor) -> Any:
-        seen = forward(x)
-        return seen._replace(features=seen.features / 0 * 0)
-
-    extractor._forward = broken
+    extractor._forward = lambda x: forward(x)._replace(features=torch.full((len(x), 6), torch.nan))
     with pytest.raises(UserError, match=r"looking: .*not finite"):
-        measure(in_batches(images.images, images.labels, 8), 20, extractor, device=CPU, label="looking")
+        look(20)

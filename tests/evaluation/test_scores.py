@@ -57,7 +57,7 @@ def test_images_are_picked_evenly_from_every_class() -> None:
         (6, ["6 images for 6 features: the covariance is singular", "6 images: the kernel distance"]),
     ],
 )
-def test_too_few_images_are_told(corners: Extractors, n: int, expected: list[str]) -> None:
+def test_too_few_images_give_caveats(corners: Extractors, n: int, expected: list[str]) -> None:
     lines = caveats(n, corners())
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
@@ -81,13 +81,8 @@ def test_statistics_alone_allow_a_distance_and_nothing_else(
     }
     with pytest.raises(UserError, match="metric kid: needs real_features, not known of samples against insects train"):
         score(Inputs(fake, statistics, device=CPU), {"kid": METRICS["kid"]}, extractor, protocol, strict=True)
-
-
-def test_classes_are_compared_with_the_same_classes_alone(corners: Extractors, insects: Insects) -> None:
-    extractor, fake = corners(), look_at(insects(40, seed=9), corners())
-    protocol = Protocol(n=40, space=extractor.space, subject="samples")
-    inputs = Inputs(fake, reference_of(insects(60), extractor, device=CPU), classes=("dog", "cat", "eel"), device=CPU)
-    assert {record.class_name for record in score(inputs, METRICS, extractor, protocol)} == {None}
+    others = Inputs(fake, whole, classes=("dog", "cat", "eel"), device=CPU)
+    assert {record.class_name for record in score(others, METRICS, extractor, protocol)} == {None}
 
 
 def test_manifold_metrics_look_at_a_bounded_number_of_images(
@@ -115,24 +110,13 @@ def test_manifold_metrics_look_at_a_bounded_number_of_images(
         ("_bf16", ("fd_bf16", "kd_bf16", "is_bf16", "fd_bf16", "head_hit_rate")),
     ],
 )
-def test_only_a_space_without_a_suffix_has_the_famous_names(suffix: str, names: tuple[str, ...]) -> None:
+def test_only_a_space_without_a_suffix_has_the_usual_names(suffix: str, names: tuple[str, ...]) -> None:
     keys = ("fid", "kid", "is", "class_fid", "head_hit_rate")
     assert tuple(METRICS[key].recorded(key, suffix) for key in keys) == names
     for name, key in zip(names[:3], keys, strict=False):
         assert metric_of(name) is metric_of(f"{name}_n50000_train") is METRICS[key]
-
-
-def test_a_metric_is_found_by_the_name_of_its_scores() -> None:
     assert metric_of("class_hit_rate_lite0_64_n12_train/cat") is METRICS["class_hit_rate"]
     assert metric_of("isotope") is metric_of("fidelity_n5") is None
-
-
-@pytest.fixture
-def sides(insects: Insects) -> tuple[ImageSet, ImageSet]:
-    """Real images, and fake ones of which two are copies."""
-    real, fake = insects(60), insects(40, seed=9)
-    fake.images[[5, 30]] = real.images[[17, 42]]
-    return real, fake
 
 
 def features(images: ImageSet, extractors: Extractors) -> Tensor:
@@ -140,9 +124,12 @@ def features(images: ImageSet, extractors: Extractors) -> Tensor:
     return found
 
 
-def test_copies_come_first_beside_what_they_copy(corners: Extractors, sides: tuple[ImageSet, ImageSet]) -> None:
-    real, fake = sides
-    reals, fakes = (features(side, corners) for side in sides)
+def test_copies_come_first_beside_their_originals(
+    corners: Extractors, insects: Insects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = insects(60), insects(40, seed=9)
+    fake.images[[5, 30]] = real.images[[17, 42]]
+    reals, fakes = (features(side, corners) for side in (real, fake))
     found = copies(reals, fakes, CPU)
     rows = suspects(found, fake.images, real.images, CPU)
     assert [len(row) for row in rows.values()] == [SUSPECTS] * 3
@@ -153,10 +140,16 @@ def test_copies_come_first_beside_what_they_copy(corners: Extractors, sides: tup
     share = float((away.values > own[away.indices]).double().mean())
     assert authentic(found) == share
     assert 0 < share <= 38 / 40
+    monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 20)
+    found = copies(reals, fakes, CPU)
+    assert len(found.indices) == 20
+    rows = suspects(found, fake.images[:20], real.images, CPU)
+    assert torch.equal(rows["samples"][0], real.images[17])
+    assert not (rows["samples"] == real.images[42]).all(dim=(1, 2, 3)).any()
 
 
-def test_pixels_are_looked_at_as_well_as_features(corners: Extractors, insects: Insects) -> None:
-    """The features see the first two pixels of a row alone."""
+def test_suspects_are_compared_by_pixels_and_by_features(corners: Extractors, insects: Insects) -> None:
+    """Features depend on the first two pixels of a row alone."""
     real, fake = insects(60), insects(40, seed=9)
     fake.images[5] = real.images[17]
     fake.images[5, :, 0, :2] = real.images[42, :, 0, :2]
@@ -165,18 +158,6 @@ def test_pixels_are_looked_at_as_well_as_features(corners: Extractors, insects: 
     assert torch.equal(rows["samples"][0], fake.images[5])
     assert torch.equal(rows["nearest by features"][0], real.images[42])
     assert torch.equal(rows["nearest by pixels"][0], real.images[17])
-
-
-def test_only_the_first_samples_are_looked_at(
-    corners: Extractors, sides: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 20)
-    real, fake = sides
-    found = copies(features(real, corners), features(fake, corners), CPU)
-    assert len(found.indices) == 20
-    rows = suspects(found, fake.images[:20], real.images, CPU)
-    assert torch.equal(rows["samples"][0], real.images[17])
-    assert not (rows["samples"] == real.images[42]).all(dim=(1, 2, 3)).any()
 
 
 class Brightest(Discriminator):
@@ -206,14 +187,11 @@ def test_hits_are_counted_for_all_and_for_each_class(copies: int) -> None:
     images, labels = images.repeat(copies, 1, 1, 1), labels.repeat(copies)
     classes = ("ant", "bee", "cow")
     more = torch.zeros(5, dtype=torch.int64)  # of samples whose images were not kept
-    values = head_hit_rate(Brightest(), images, torch.cat([labels, more]), classes, torch.device("cpu"))
+    values = head_hit_rate(Brightest(), images, torch.cat([labels, more]), classes, CPU)
     assert [(value.class_name, value.value, value.n) for value in values] == [
         (None, 4 / 6, 6 * copies),
         ("ant", 2 / 3, 3 * copies),
         ("bee", 2 / 3, 3 * copies),
     ]
-
-
-def test_without_a_class_head_there_is_nothing_to_count() -> None:
     with pytest.raises(ValueError, match="no class head"):
-        [*head_hit_rate(Brightest(head=False), channels(0), torch.tensor([0]), ("ant",), torch.device("cpu"))]
+        [*head_hit_rate(Brightest(head=False), images, labels, classes, CPU)]

@@ -40,7 +40,7 @@ def own(run: Path) -> str:
     return (run / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_an_option_of_hydras_that_unpickles(
+def test_an_option_of_hydra_that_unpickles(
     resume: Callable[[str], str], own: str, payload: object, tmp_path: Path
 ) -> None:
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(payload))
@@ -105,7 +105,7 @@ def _laughs() -> str:
     ["- !!python/object/apply:os.mkdir [canary]\n", _laughs(), "{a: b}", "- [a]", "[" * 90_000, "- 5", "\x00", "a: *b"],
     ids=["tag", "billion laughs", "dict", "nested", "deep", "number", "NUL", "no anchor"],
 )
-def test_what_is_no_list_of_overrides(resume: Callable[[str], str], text: str, canary: Path) -> None:
+def test_files_that_are_no_list_of_overrides(resume: Callable[[str], str], text: str, canary: Path) -> None:
     assert "is damaged or not of cifargan" in resume(text)
 
 

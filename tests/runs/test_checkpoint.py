@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and a damaged one is named and passed over."""
+"""Checkpoints: complete or absent; a damaged one is reported and skipped."""
 
 import resource
 from collections import OrderedDict
@@ -24,7 +24,7 @@ def names(folder: Path) -> list[str]:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse to write more than `size` bytes into any file, as a full disk does."""
+    """A block in which no file can get larger than `size` bytes, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -33,7 +33,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_in_the_middle_of_a_checkpoint_keeps_the_ones_before(tmp_path: Path) -> None:
+def test_a_failed_save_keeps_the_earlier_checkpoints(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     store.save(STATE, 1)
     with largest_file(100_000), pytest.raises(UserError, match=r"step_000000002.*File too large.*untouched") as error:
@@ -41,6 +41,9 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint_keeps_the_ones_before(tmp_pat
     assert "\n" not in str(error.value)
     assert names(tmp_path) == ["step_000000001"]
     assert load(store.find("last"))["step"] == 7
+    with pytest.raises(TypeError, match=r"part/0: a checkpoint holds .* not set"):
+        store.save({"part": [{1}]}, 2)
+    assert names(tmp_path) == ["step_000000001"]
     assert store.save(STATE, 2).is_file()
 
 
@@ -64,10 +67,7 @@ def test_a_state_of_any_shape_is_kept(tmp_path: Path, differences: Any) -> None:
     assert list(found["ordered"]) == ["b", "a"]
 
 
-def test_what_is_not_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"part/0: a checkpoint holds .* not set"):
-        CheckpointStore(tmp_path).save({"part": [{1}]}, 7)
-    assert names(tmp_path) == []
+CHECKPOINT = {"kind": KIND, "format": FORMAT}
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_what_is_not_data_is_refused(tmp_path: Path) -> None:
     [
         ({"kind": "generator"}, "is not a checkpoint"),
         (
-            {"kind": KIND, "format": FORMAT + 1, "state": {}},
+            {**CHECKPOINT, "format": FORMAT + 1, "state": {}},
             f"checkpoint format {FORMAT + 1}; .* reads format {FORMAT}",
         ),
-        ({"kind": KIND, "format": "\x1b[2J", "state": {}}, r"checkpoint format \\x1b\[2J; "),
-        ({"kind": KIND, "format": FORMAT}, "is damaged"),
-        ({"kind": KIND, "format": FORMAT, "state": []}, "is damaged"),
-        ({"kind": KIND, "format": FORMAT, "state": {"a": {"__tensor__": "b"}}}, "is damaged"),
-        ({"kind": KIND, "format": FORMAT, "state": {"a": {"__tensor__": ["a"]}}}, "is damaged"),
-        ({"kind": KIND, "format": FORMAT, "state": {"a": {"__items__": [[[], 1]]}}}, "is damaged"),
-        ({"kind": KIND, "format": FORMAT, "state": {"a": {"__items__": 3}}}, "is damaged"),
+        ({**CHECKPOINT, "format": "\x1b[2J", "state": {}}, r"checkpoint format \\x1b\[2J; "),
+        (CHECKPOINT, "is damaged"),
+        ({**CHECKPOINT, "state": []}, "is damaged"),
+        ({**CHECKPOINT, "state": {"a": {"__tensor__": "b"}}}, "is damaged"),
+        ({**CHECKPOINT, "state": {"a": {"__tensor__": ["a"]}}}, "is damaged"),
+        ({**CHECKPOINT, "state": {"a": {"__items__": [[[], 1]]}}}, "is damaged"),
+        ({**CHECKPOINT, "state": {"a": {"__items__": 3}}}, "is damaged"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, about: dict[str, Any], message: str) -> None:
@@ -95,13 +95,7 @@ def test_files_of_another_kind(tmp_path: Path, about: dict[str, Any], message: s
     assert str(error.value).isprintable()
 
 
-def test_what_is_not_there_and_what_is_a_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(UserError, match="there is no checkpoint at"):
-            load(path)
-
-
-def test_the_newest_whole_one_is_used_and_each_that_is_not_is_named(
+def test_the_newest_complete_one_is_used_and_damaged_ones_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = CheckpointStore(tmp_path, keep=9)
@@ -119,14 +113,14 @@ def test_the_newest_whole_one_is_used_and_each_that_is_not_is_named(
     assert second.startswith(f"{paths[1]} is damaged: its checksum does not match")
     assert second.endswith("there is step_000000010.safetensors beside it")
     assert store.find("last") == paths[0]
-    assert store.find("30") == paths[2]  # a step that is asked for is not replaced silently
+    assert store.find("30") == paths[2]  # a requested step is not replaced silently
     paths[0].write_bytes(content[:100])
     assert store.newest_whole() is None
     with pytest.raises(DamagedError, match=r"step_000000030.*; there is step_000000020.* beside it"):
         load(store.find("last"))
 
 
-def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_cleaned_up(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=9)
     for step in (10, 20, 30):
         path = store.save({**STATE, "step": step, "best": {"step": 20}}, step, best=step == 10)
@@ -143,27 +137,24 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
     assert load(store.find("best"))["step"] == 20
 
 
-def test_a_damaged_one_ahead_does_not_count_as_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
-    (tmp_path / "step_000000090.safetensors").write_bytes(b"")
-    for step in (10, 20, 30):
-        store.save(STATE, step)
-    assert names(tmp_path) == ["step_000000020", "step_000000030", "step_000000090"]
-
-
 def test_the_newest_are_kept_and_the_best_beside_them(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    store.directory.mkdir()
+    (store.directory / "step_000000900.safetensors").write_bytes(b"")  # a damaged one does not count
     for step, best in ((95, False), (100, True), (105, False), (110, False), (115, False)):
         store.save({"step": step}, step, best=best)
-    assert names(store.directory) == ["best", "step_000000110", "step_000000115"]
+    assert names(store.directory) == ["best", "step_000000110", "step_000000115", "step_000000900"]
     assert [load(store.find(which))["step"] for which in ("best", "last", "110")] == [100, 115, 110]
 
 
-def test_what_cannot_be_found_names_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_checkpoint_is_an_error_that_lists_the_others(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for which in ("last", "best", "5"):
         with pytest.raises(UserError, match=f"no checkpoint '{which}' in .*: the run has not written any yet"):
             store.find(which)
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(UserError, match="there is no checkpoint at"):
+            load(path)
     store.save(STATE, 5)
     store.save(STATE, 10, best=True)
     for which in ("7", "first", "", "²", "../step_000000010"):

@@ -1,4 +1,4 @@
-"""Which runs are listed, in which order, with which letters; the JSON and the differences of settings."""
+"""Which runs are listed, their order and footnotes, the JSON and the differences of settings."""
 
 import json
 import os
@@ -66,24 +66,20 @@ def test_filters_and_order(root: Path, settings: dict[str, Any], expected: list[
         ({"where": ["hinge"]}, ["--where hinge", "key=value"]),
         ({"where": ["loss.name=["]}, ["--where loss.name=[", "key=value"]),
         ({"names": ["od"]}, ["there is no run at od"]),
+        ({"root": Path("nowhere")}, ["there is no run under"]),
     ],
 )
 def test_a_wrong_filter_is_an_error(root: Path, settings: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        select(root, **settings)
+        select(**{"root": root, **settings})
     assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_run_with_a_pipe_costs_one_line(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_with_a_pipe_is_left_out_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(root / "b" / "samples" / "step_000000001.png")
     assert [run.path.name for run in select(root)] == ["other", "a", "none", "odd"]
     assert "its run is left out" in caplog.text
-
-
-def test_no_runs_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no run under"):
-        select(tmp_path)
 
 
 def test_the_table_marks_every_score(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The lock on a run: one process at a time, and none left behind by a dead one."""
+"""The lock on a run: one process at a time, and no lock of a dead process."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from cifargan.runs.lock import RunLock, is_locked
 HOLD = """
 import sys, time
 from pathlib import Path
-sys.modules["torch"] = None  # the lock needs none, and importing it takes seconds
+sys.modules["torch"] = None  # the lock does not need it, and its import takes seconds
 from cifargan.runs.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
@@ -50,9 +50,9 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
         with pytest.raises(UserError, match=rf"another process \(process {process.pid} on .*, since 20") as error:
             directory.lock().__enter__()
         assert "\n" not in str(error.value)
-        assert is_locked(tmp_path) is True  # the attempt has not taken it away
+        assert is_locked(tmp_path) is True  # after the attempt, too
         with monkeypatch.context() as patched:
-            without_locks(patched, errno.EACCES)  # a folder that may only be read
+            without_locks(patched, errno.EACCES)  # a read-only folder
             assert is_locked(tmp_path) is True
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -107,9 +107,12 @@ def test_a_start_that_failed_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with RunLock(tmp_path):
         assert is_locked(tmp_path) is True
+    with pytest.raises(UserError, match=r"could not lock the run directory .*(Not a directory|File exists)") as error:
+        RunLock(tmp_path / ".lock" / "run").__enter__()
+    assert "\n" not in str(error.value)
 
 
-def test_a_file_system_without_locks_costs_a_warning(
+def test_a_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".lock").touch()
@@ -121,10 +124,3 @@ def test_a_file_system_without_locks_costs_a_warning(
         assert is_locked(tmp_path) is True
     assert is_locked(tmp_path) is None
     assert RunDirectory(tmp_path).status()["status"] == "running"
-
-
-def test_a_folder_that_takes_no_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"could not lock the run directory .*(Not a directory|File exists)") as error:
-        RunLock(tmp_path / "file" / "run").__enter__()
-    assert "\n" not in str(error.value)
