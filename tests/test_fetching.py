@@ -22,7 +22,7 @@ class Server:
 
     Attributes:
         status: of each reply.
-        cuts: for each coming reply, after how many bytes it hangs up; replies after those are whole.
+        cuts: the number of bytes after which each of the next replies ends; later ones are complete.
     """
 
     def __init__(self) -> None:

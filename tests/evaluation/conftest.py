@@ -1,5 +1,6 @@
 """Weights, extractors, a generator and real images for tests of evaluation."""
 
+import importlib.util
 import pickle
 import random
 from collections.abc import Callable
@@ -26,6 +27,17 @@ def global_rng() -> Callable[[], bytes]:
         return pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()))  # noqa: NPY002
 
     return look
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that makes a package look as if it were not installed."""
+    find_spec = importlib.util.find_spec
+
+    def hide_package(package: str) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+
+    return hide_package
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.feature_stats import StoppedError
 from cifargan.evaluation.metrics import InceptionScoreSums, frechet_distance, gaussian, kernel_distance
 from cifargan.evaluation.precision_recall import manifold_scores
-from cifargan.evaluation.records import Record
+from cifargan.evaluation.records import FeatureSpace, Protocol, Record, ReferenceCard
 from cifargan.evaluation.table import Metric
 from cifargan.models.interface import Generator
 from cifargan.registry import METRICS
@@ -88,19 +88,17 @@ def test_scores_are_those_of_the_samples_against_all_real_images(tiny: Generator
 
 def test_every_record_holds_what_decides_it(tiny: Generator, make: Maker) -> None:
     (record, _) = make().evaluate(sampler(tiny), step=7)
-    flat = record.flat()
-    assert {key: flat[key] for key in ("step", "checkpoint", "weights", "batch_norm", "truncation", "seed")} == {
-        "step": 7,
-        "checkpoint": "last",
-        "weights": "ema",
-        "batch_norm": "standing",
-        "truncation": None,
-        "seed": SEED,
-    }
-    assert (flat["extractor"], flat["resize"], flat["dtype"]) == ("corners", "none", "float32")
-    assert (flat["weights_hash"], flat["images"]) == ("c0ffee", 30)
-    assert (flat["reference_name"], flat["reference_split"], flat["reference_n"]) == ("insects", "train", 60)
-    assert flat["reference_fingerprint"] == make().images.fingerprint
+    assert record.protocol == Protocol(
+        n=30,
+        space=FeatureSpace(extractor="corners", weights_hash="c0ffee", resize="none", dtype="float32"),
+        subject="training",
+        step=7,
+        checkpoint="last",
+        weights="ema",
+        batch_norm="standing",
+        seed=SEED,
+    )
+    assert record.reference == ReferenceCard(name="insects", split="train", n=60, fingerprint=make().images.fingerprint)
 
 
 def test_full_adds_manifold_and_class_scores(tiny: Generator, make: Maker) -> None:

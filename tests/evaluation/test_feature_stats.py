@@ -39,10 +39,10 @@ def test_a_pass_that_cannot_be_finished_is_one_line(corners: Extractors, insects
 
     def look(total: int, **settings: Any) -> None:
         batches = in_batches(images.images[:total], images.labels[:total], 8)
-        measure(batches, settings.pop("told", total), extractor, device=CPU, label="looking", **settings)
+        measure(batches, settings.pop("expected", total), extractor, device=CPU, label="looking", **settings)
 
     with pytest.raises(UserError, match="looking: 20 images came where 24 were expected"):
-        look(20, told=24)
+        look(20, expected=24)
     with pytest.raises(UserError, match="looking: a covariance needs at least 2 rows of features, got 1"):
         look(1)
     with pytest.raises(StoppedError, match="looking: stopped after 8 of 20 images"):

@@ -148,20 +148,6 @@ class TestFrechetDistance:
         b = Gaussian(a.mean, 4 * torch.eye(64, dtype=torch.float64), 100)
         assert frechet_distance(a, b) == pytest.approx(10 + 54 * 4, rel=1e-10)
 
-    def test_of_few_images(self) -> None:
-        """The last trace is the nuclear norm of Xa Xb^T where both N < d, else that of (Xa Cb Xa^T)^(1/2)."""
-        a, b, c = (draw(n, 64, seed=n, shift=n / 100).double() for n in (20, 25, 300))
-        xa, xb = ((x - x.mean(dim=0)) / math.sqrt(len(x) - 1) for x in (a, b))
-        for other, overlap in (
-            (b, torch.linalg.svdvals(xa @ xb.T).sum()),
-            # One eigenvalue is lost to the mean.
-            (c, torch.linalg.eigvalsh(xa @ gaussian(c).covariance @ xa.T)[1:].sqrt().sum()),
-        ):
-            means = (a.mean(dim=0) - other.mean(dim=0)).square().sum()
-            expected = float(means - 2 * overlap) + relative_to(gaussian(a), gaussian(other))
-            assert frechet_distance(gaussian(a), gaussian(other)) == pytest.approx(expected, rel=1e-8)
-            assert frechet_distance(gaussian(other), gaussian(a)) == pytest.approx(expected, rel=1e-8)
-
     @pytest.mark.parametrize(("n", "m"), [(400, 300), (30, 300), (30, 20)])
     def test_agrees_with_other_implementations(self, n: int, m: int) -> None:
         a, b = gaussian(draw(n, 64, seed=13)), gaussian(draw(m, 64, seed=14, shift=0.3))
@@ -207,22 +193,13 @@ class TestFrechetDistance:
 
 
 class TestKernelDistance:
-    def test_is_the_unbiased_formula(self) -> None:
+    def test_of_whole_sets_is_that_of_torchmetrics(self) -> None:
         real, fake = draw(7, 4, seed=20).double(), draw(7, 4, seed=21, shift=0.5).double()
-
-        def kernel(x: Tensor, y: Tensor) -> float:
-            return (float(x @ y) / 4 + 1) ** 3
-
-        pairs = [(i, j) for i in range(7) for j in range(7)]
-        within = sum(kernel(x[i], x[j]) for x in (real, fake) for i, j in pairs if i != j) / (7 * 6)
-        across = sum(kernel(real[i], fake[j]) for i, j in pairs) / (7 * 7)
-
         mean, deviation = kernel_distance(real, fake, subsets=3, subset_size=7)
-        assert mean == pytest.approx(within - 2 * across, rel=1e-12)
         assert mean == pytest.approx(float(poly_mmd(real, fake)), rel=1e-12)
         assert deviation == pytest.approx(0, abs=1e-12 * mean)  # each subset is the whole set
 
-    def test_over_subsets_is_torch_fidelitys_with_the_real_images_first(self) -> None:
+    def test_over_subsets_is_that_of_torch_fidelity_with_the_real_images_first(self) -> None:
         real, fake = draw(60, 8, seed=22), draw(50, 8, seed=23, shift=0.1)
         theirs = kid_features_to_metric(real.double(), fake.double(), kid_subset_size=20, verbose=False)
         mean, deviation = kernel_distance(real.double(), fake.double(), subset_size=20)
@@ -241,7 +218,7 @@ class TestKernelDistance:
         assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-5, abs=1e-6)
 
     def test_of_one_distribution_is_about_zero(self) -> None:
-        """Unbiased: zero lies within a few of the deviations, on either side of which subsets fall."""
+        """It is unbiased, so zero is within a deviation of the mean over the subsets."""
         mean, deviation = kernel_distance(draw(500, 8, seed=26), draw(500, 8, seed=26).flip(0), subset_size=50)
         assert abs(mean) < deviation
 

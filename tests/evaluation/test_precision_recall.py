@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from prdc import compute_prdc
@@ -109,18 +108,17 @@ class TestNearest:
 
 
 class TestManifoldScores:
-    @pytest.mark.parametrize(("n", "m", "d", "k"), [(50, 50, 4, 1), (61, 33, 8, 5), (12, 75, 3, 2), (40, 90, 64, 10)])
-    def test_are_exactly_those_of_prdc(self, block: int, n: int, m: int, d: int, k: int) -> None:
+    @pytest.mark.parametrize(
+        ("n", "m", "d", "k"), [(50, 50, 4, 1), (61, 33, 8, 5), (12, 75, 3, 2), (40, 90, 64, 10), (60, 45, 3, 3)]
+    )
+    @pytest.mark.parametrize("rounded", [False, True])  # then many distances are equal
+    def test_are_exactly_those_of_prdc(self, block: int, n: int, m: int, d: int, k: int, rounded: bool) -> None:
         real, fake = draw(n, d, seed=n), draw(m, d, seed=m + 1, shift=0.3)
-        assert manifold_scores(real, fake, k=k)._asdict() == compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
-
-    @pytest.mark.parametrize("k", [1, 3])
-    def test_are_exactly_those_of_prdc_where_many_distances_are_equal(self, block: int, k: int) -> None:
-        generator = torch.Generator().manual_seed(8)
-        real, fake = (torch.randint(0, 4, (n, 3), generator=generator).float() for n in (60, 45))
+        if rounded:
+            real, fake = real.round(), fake.round()
         expected = compute_prdc(real.numpy(), fake.numpy(), nearest_k=k)
         assert manifold_scores(real, fake, k=k)._asdict() == expected
-        assert 0 < expected["coverage"] < 1
+        assert expected["coverage"] > 0
 
     @pytest.mark.parametrize("shift", [0.0, 100.0])
     @pytest.mark.parametrize("k", [1, 5])
@@ -174,19 +172,6 @@ class TestAuthenticity:
         far = authenticity(draw(50, 4, seed=17), draw(20, 4, seed=18, shift=1000.0))
         assert far.share == 1
         assert far.ratios.min() > 10
-
-    def test_is_brute_force(self, block: int) -> None:
-        real, fake = draw(50, 3, seed=19), draw(40, 3, seed=20)
-        among = np.linalg.norm(real.double().numpy()[:, None] - real.double().numpy(), axis=2)
-        np.fill_diagonal(among, np.inf)
-        to_real = np.linalg.norm(fake.double().numpy()[:, None] - real.double().numpy(), axis=2)
-        ratios = to_real.min(axis=1) / among.min(axis=1)[to_real.argmin(axis=1)]
-
-        result = authenticity(real, fake)
-        assert result.indices.tolist() == to_real.argmin(axis=1).tolist()
-        torch.testing.assert_close(result.ratios, torch.from_numpy(ratios), rtol=1e-12, atol=0)
-        assert result.share == (ratios > 1).mean()
-        assert 0 < result.share < 1
 
     def test_of_a_real_image_that_is_there_twice(self, block: int) -> None:
         """Its nearest other image is at distance 0: only a third copy is not authentic."""

@@ -54,20 +54,20 @@ def tampered(run: Path) -> Callable[[Change], Path]:
 
 
 @pytest.fixture(scope="session")
-def honest(invoke: Callable[..., CompletedProcess[str]], trained: Path) -> Path:
+def unchanged(invoke: Callable[..., CompletedProcess[str]], trained: Path) -> Path:
     """An exported file; not to be changed."""
-    out = trained.parent / "honest.safetensors"
+    out = trained.parent / "unchanged.safetensors"
     ran = invoke(trained.parent, "export", "run", "--format", "safetensors", "--device", "cpu", "--out", str(out))
     assert ran.returncode == 0, ran.stderr
     return out
 
 
 @pytest.fixture
-def sent(honest: Path, tmp_path: Path) -> Callable[[Change], Path]:
+def sent(unchanged: Path, tmp_path: Path) -> Callable[[Change], Path]:
     """A function that writes the exported file with another card."""
 
     def write(change: Change) -> Path:
-        tensors, card = tensor_file.read(honest)
+        tensors, card = tensor_file.read(unchanged)
         change(card)
         path = tmp_path / "sent.safetensors"
         path.write_bytes(tensor_file.to_bytes(tensors, card))
@@ -91,7 +91,7 @@ LIES: dict[str, tuple[Change, str]] = {  # for both kinds of files
     "hydra": (_set("config.name", "${hydra:runtime.cwd}"), "is not looked up"),
     "target": (_set(f"{GENERATOR}._target_", "os.system"), "_target_: no such setting"),
     "dotted name": (_set(f"{GENERATOR}.name", "os.system"), "no such name"),
-    "laughs": (_set("config.laughs", _laughs()), "larger than any of ours|larger than"),
+    "laughs": (_set("config.laughs", _laughs()), "larger than"),
     "no group": (_set("config.model", 3), "does not say what its networks are|expected a group"),
     "no config": (lambda state: state.pop("config"), "does not say what its networks are"),
     "step": (_set("step", "\x1b[31mred"), "does not say what its networks are"),

@@ -36,7 +36,7 @@ def resume(refusal: Refusal, run: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def own(run: Path) -> str:
-    """The overrides of the honest run."""
+    """The overrides of the unchanged run."""
     return (run / ".hydra" / "overrides.yaml").read_text()
 
 

@@ -115,13 +115,13 @@ LINES = st.builds("".join, st.lists(WORDS | st.sampled_from([*GROUPS, "seed", "d
 
 
 @QUICK
-@given(lines=st.lists(LINES, max_size=4))
-@example(lines=["model=../../evil"])
-@example(lines=["hydra.callbacks.x._target_=os.system"])
-@example(lines=["--experimental-rerun=x"])
-def test_overrides_that_a_run_keeps(tmp_path: Path, lines: list[str]) -> None:
+@given(content=st.lists(LINES, max_size=4).map(lambda lines: yaml.safe_dump(lines).encode()) | st.binary(max_size=200))
+@example(content=b"[model=../../evil]")
+@example(content=b"[hydra.callbacks.x._target_=os.system]")
+@example(content=b"[--experimental-rerun=x]")
+def test_overrides_that_a_run_keeps(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".hydra").mkdir(exist_ok=True)
-    (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(lines), encoding="utf-8")
+    (tmp_path / ".hydra" / "overrides.yaml").write_bytes(content)
     kept = []
     with contextlib.suppress(UserError):
         kept = overrides_of(tmp_path)
@@ -130,15 +130,6 @@ def test_overrides_that_a_run_keeps(tmp_path: Path, lines: list[str]) -> None:
         assert match is not None
         assert "hydra" not in match["key"].lower()
         assert match["key"] not in GROUPS or CHOICE.fullmatch(match["value"] or "null")
-
-
-@QUICK
-@given(data=st.binary(max_size=200))
-def test_bytes_in_place_of_overrides(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / ".hydra").mkdir(exist_ok=True)
-    (tmp_path / ".hydra" / "overrides.yaml").write_bytes(data)
-    with contextlib.suppress(UserError):
-        overrides_of(tmp_path)
 
 
 @QUICK

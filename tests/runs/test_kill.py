@@ -30,7 +30,7 @@ WORDS = (
 
 
 def train(command: Callable[..., CompletedProcess[str]], name: str, *, kill_at: int | None = None) -> int:
-    """Train in a process of its own, which kills itself at a moment that decides which files exist.
+    """Train in a new process, which kills itself at a moment that decides which files exist.
 
     Moments are the iterations, and each sync, rename and removal of a file; at a sync, half of the file is missing.
 

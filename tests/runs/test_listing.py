@@ -50,7 +50,7 @@ def root(make_run: MakeRun, record: Line, tmp_path: Path) -> Path:
         ({"sort": "step"}, ["other", "b", "a", "deep/none", "odd"]),
         ({"sort": "speed", "status": ["finished"]}, ["a", "b"]),
         ({"sort": "status"}, ["b", "a", "odd", "deep/none", "other"]),
-        # The 1.0 of `other` has a protocol of its own and is not ranked above scores that it cannot be compared with.
+        # The 1.0 of `other` has another protocol and is not ranked above scores that it cannot be compared with.
         ({"sort": "score"}, ["a", "b", "other", "deep/none", "odd"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Reading the files of a run: what is taken from which file, and that no file can break it."""
+"""The summary of a run from its files, and damaged files."""
 
 import json
 import math
@@ -140,26 +140,23 @@ def test_the_best_score_is_by_the_monitored_metric(make_run: MakeRun, record: Li
         assert (run.best and run.best.value) == best
 
 
-def test_as_many_samples_at_the_end_as_in_training(make_run: MakeRun, record: Line) -> None:
-    """The last scores of a finished run are then both its final ones and the end of its history."""
-    records = [record(value=30.0, step=100), record(value=20.0, step=200)]
-    config = {"evaluator": {"samples": 100, "final_samples": 100}}
-    finished = summary_of(make_run("finished", records=records, config=config))
-    assert [score.value for score in finished.scores] == [20.0]
-    assert [score.value for score in finished.history] == [30.0, 20.0]
-    assert summary_of(make_run("other", records=records, config=config, status="interrupted")).scores == ()
-
-
-def test_the_best_has_the_protocol_that_was_used_last(make_run: MakeRun, record: Line) -> None:
+def test_scores_of_other_protocols(make_run: MakeRun, record: Line) -> None:
     records = [
         record(value=5.0, step=50, images=20, n=20),
         record(value=30.0, step=100),
         record(value=29.0, step=100, metric="kid"),
         record(value=31.0, step=150),
     ]
-    best = summary_of(make_run(records=records)).best
+    best = summary_of(make_run(records=records)).best  # by the protocol that was used last
     assert best is not None
     assert (best.key, best.value) == ("fid_n100_train", 30.0)
+    # With as many final samples as in training, the last scores are the final ones and end the history.
+    config = {"evaluator": {"samples": 100, "final_samples": 100}}
+    finished = summary_of(make_run("finished", records=[records[1], records[3]], config=config))
+    assert [score.value for score in finished.scores] == [31.0]
+    assert [score.value for score in finished.history] == [30.0, 31.0]
+    stopped = make_run("stopped", records=[records[1], records[3]], config=config, status="interrupted")
+    assert summary_of(stopped).scores == ()
 
 
 def test_a_run_is_ranked_by_an_untruncated_distance(record: Line) -> None:

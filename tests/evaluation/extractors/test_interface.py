@@ -1,5 +1,6 @@
-"""What extractors have in common: precision, names, and which images they take."""
+"""What extractors have in common: precision, and the images that they accept."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ MATMUL, CONV = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ig
 
 
 class Spy(FeatureExtractor):
-    """Notes what holds during the pass, and fails if told to."""
+    """Records the settings during a pass, and fails on request."""
 
     name = "spy"
     suffix = "_spy"
@@ -33,32 +34,31 @@ class Spy(FeatureExtractor):
 IMAGES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
 
-class TestPrecision:
-    @pytest.fixture(autouse=True)
-    def reduced(self) -> Iterator[None]:
-        before = MATMUL.fp32_precision, CONV.fp32_precision
-        MATMUL.fp32_precision = CONV.fp32_precision = "tf32"
-        yield
-        MATMUL.fp32_precision, CONV.fp32_precision = before
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Reduced precision, as training may set it."""
+    before = MATMUL.fp32_precision, CONV.fp32_precision
+    MATMUL.fp32_precision = CONV.fp32_precision = "tf32"
+    yield
+    MATMUL.fp32_precision, CONV.fp32_precision = before
 
-    @pytest.mark.parametrize("fails", [False, True])
-    def test_passes_are_exact_and_leave_the_settings_as_they_were(self, fails: bool) -> None:
-        spy = Spy()
-        spy.fails = fails
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            if fails:
-                with pytest.raises(RuntimeError, match="nothing to see"):
-                    spy.extract(IMAGES)
-            else:
-                spy.extract(IMAGES)
-            assert torch.is_autocast_enabled("cpu")
-        assert spy.seen == ("ieee", "ieee", False, False)
-        assert (MATMUL.fp32_precision, CONV.fp32_precision) == ("tf32", "tf32")
-        assert torch.is_grad_enabled()
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("fails", [False, True])
+def test_passes_are_exact_and_restore_the_settings(fails: bool) -> None:
+    spy = Spy()
+    spy.fails = fails
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError, match="nothing to see") if fails else contextlib.nullcontext():
+            spy.extract(IMAGES)
+        assert torch.is_autocast_enabled("cpu")
+    assert spy.seen == ("ieee", "ieee", False, False)
+    assert (MATMUL.fp32_precision, CONV.fp32_precision) == ("tf32", "tf32")
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "found"),
     [
         (IMAGES.float(), "torch.float32"),
         (IMAGES.bool(), "torch.bool"),
@@ -69,8 +69,8 @@ class TestPrecision:
         (IMAGES[..., :0], r"\(2, 3, 4, 0\)"),
     ],
 )
-def test_other_images_are_refused(images: Tensor, told: str) -> None:
+def test_other_images_are_refused(images: Tensor, found: str) -> None:
     spy = Spy()
-    with pytest.raises(ValueError, match=f"^features are those of .*, and these are {told}$"):
+    with pytest.raises(ValueError, match=f"^features are those of .*, and these are {found}$"):
         spy.extract(images)
     assert not hasattr(spy, "seen")

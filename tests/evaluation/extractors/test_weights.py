@@ -1,4 +1,4 @@
-"""Weights: where the file comes from, which files are refused, and what the user is told."""
+"""Weights: the origin of the file, files that are refused, and the messages."""
 
 import hashlib
 import io
