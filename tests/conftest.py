@@ -261,14 +261,21 @@ def _enter(rank: int, n: int, work: Callable[..., Any], args: tuple[Any, ...], f
 
 @pytest.fixture
 def served(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A folder `root`, the `address` that it is served at, and the `requests` so far; a client does not pause."""
-    served = SimpleNamespace(root=tmp_path_factory.mktemp("served"), requests=[])
+    """A folder `root`, the `address` that it is served at, and the `requests` so far; a client does not pause.
+
+    Each of the next replies ends after the number of bytes in `cuts`; later ones are complete.
+    """
+    served = SimpleNamespace(root=tmp_path_factory.mktemp("served"), requests=[], cuts=[])
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
             served.requests.append(args)
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            content = source.read()
+            outputfile.write(content[: served.cuts.pop(0)] if served.cuts else content)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(served.root))) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

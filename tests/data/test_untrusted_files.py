@@ -23,7 +23,7 @@ from cifargan.data.folder import Folder, load_images
 from cifargan.errors import UserError
 from cifargan.evaluation.extractors.interface import FeatureExtractor
 from cifargan.evaluation.records import FeatureSpace
-from cifargan.evaluation.reference import import_statistics
+from cifargan.evaluation.reference import Reference, import_statistics
 
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
 
@@ -244,14 +244,6 @@ IMAGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_arrays_of_images(tmp_path: Path, within: Within, name: str) -> None:
-    arrays, message = IMAGES[name]
-    with within(64), pytest.raises(UserError, match=message) as error:
-        load_images(npz(tmp_path / "sent.npz", **arrays))
-    clear(error)
-
-
 STATISTICS: dict[str, tuple[dict[str, Any], str]] = {
     "ten terabytes": ({"mu": np.zeros(2), "sigma": header((10**6, 10**6), "<f8")}, "do not go with stub"),
     "NaN": ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "is not finite"),
@@ -274,23 +266,29 @@ STATISTICS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", STATISTICS)
-def test_arrays_of_statistics(tmp_path: Path, within: Within, name: str) -> None:
-    arrays, message = STATISTICS[name]
+def load_statistics(path: Path) -> Reference:
+    return import_statistics(path, STUB)
+
+
+ARRAYS = [(load_images, *case) for case in IMAGES.values()] + [(load_statistics, *case) for case in STATISTICS.values()]
+
+
+@pytest.mark.parametrize(("read", "arrays", "message"), ARRAYS, ids=[*IMAGES, *STATISTICS])
+def test_damaged_arrays(
+    tmp_path: Path, within: Within, read: Callable[[Path], object], arrays: dict[str, Any], message: str
+) -> None:
     with within(64), pytest.raises(UserError, match=message) as error:
-        import_statistics(npz(tmp_path / "sent.npz", **arrays), STUB)
+        read(npz(tmp_path / "sent.npz", **arrays))
     clear(error)
 
 
 def test_names_in_statistics_are_shown_safely(tmp_path: Path) -> None:
     about = np.array(json.dumps({"name": "\x1b[2J", "split": "a\nb", "n": 5}))
-    card = import_statistics(npz(tmp_path / "sent.npz", mu=np.zeros(2), sigma=np.eye(2), about=about), STUB).card
+    card = load_statistics(npz(tmp_path / "sent.npz", mu=np.zeros(2), sigma=np.eye(2), about=about)).card
     assert (card.name, card.split, card.n) == ("\\x1b[2J", "a\\nb", 5)
 
 
-@pytest.mark.parametrize(
-    "read", [load_images, lambda path: import_statistics(path, STUB)], ids=["images", "statistics"]
-)
+@pytest.mark.parametrize("read", [load_images, load_statistics])
 def test_code_in_arrays_is_not_run(tmp_path: Path, payload: object, read: Callable[[Path], object]) -> None:
     objects = np.array([payload], dtype=object)
     for arrays in ({"images": objects}, {"images": GOOD, "classes": objects}, {"mu": objects, "sigma": objects}):

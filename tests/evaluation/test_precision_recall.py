@@ -21,7 +21,7 @@ def line(*positions: float) -> Tensor:
     return torch.tensor(positions).unsqueeze(1)
 
 
-@pytest.fixture(params=[2048, 16, 7])
+@pytest.fixture(params=[2048, 7])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     size: int = request.param
     monkeypatch.setattr(precision_recall, "BLOCK", size)
