@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_a_file_comes_whole_into_a_new_folder_and_only_once(server: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once_into_a_new_folder(server: SimpleNamespace, tmp_path: Path) -> None:
     path = tmp_path / "new" / "archive.bin"
     for _ in range(2):
         fetch(server.published, path)

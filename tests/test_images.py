@@ -57,7 +57,7 @@ def test_upscale_repeats_pixels() -> None:
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (1, 1)])
-def test_labelled_sheet_has_a_row_a_class_with_its_name_left(counts: tuple[int, int]) -> None:
+def test_labelled_sheet_has_a_row_for_each_class_with_its_name(counts: tuple[int, int]) -> None:
     cat, dog = random_images(counts[0], size=16), random_images(counts[1], size=16, seed=1)
     sheet = labelled_sheet({"cat": cat, "dog": dog}, padding=2, scale=2)
     left = sheet.shape[2] - max(counts) * 34  # where the names end

@@ -92,7 +92,7 @@ def test_same_seed_same_images_for_every_batch_size_and_number(mode: BatchNormMo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_parts_of_a_stream_are_the_whole_one_after_the_other(tiny: Tiny, mode: BatchNormMode) -> None:
+def test_joined_parts_of_a_stream_are_the_whole_stream(tiny: Tiny, mode: BatchNormMode) -> None:
     draw = Sampler(tiny, CLASSES, batch_norm=mode, batch_size=4).stream
     whole = [images for images, _ in draw(230, seed=3)]
     parts = [[images for images, _ in draw(230, seed=3, part=(k, 3))] for k in range(3)]
@@ -163,7 +163,7 @@ def test_standing_statistics_are_the_means_of_batch_statistics(tiny: Tiny) -> No
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_network_and_the_global_generators_stay_as_they_are(mode: BatchNormMode, tiny: Tiny) -> None:
+def test_the_network_and_the_global_generators_do_not_change(mode: BatchNormMode, tiny: Tiny) -> None:
     state = copy.deepcopy(tiny.state_dict())
     training = [module.training for module in tiny.modules()]
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002

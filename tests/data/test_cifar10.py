@@ -82,7 +82,7 @@ def test_it_is_fetched_once_and_read(server: SimpleNamespace, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_a_copy_by_hand_needs_no_network(server: SimpleNamespace, tmp_path: Path, download: bool) -> None:
+def test_a_copied_archive_needs_no_network(server: SimpleNamespace, tmp_path: Path, download: bool) -> None:
     (tmp_path / server.archive.name).write_bytes(server.archive.read_bytes())
     assert len(CIFAR10(root=str(tmp_path), splits=["test"], download=download).load()) == PER_BATCH
     assert server.requests == []

@@ -30,7 +30,7 @@ def test_histograms_count_every_pixel_by_channel() -> None:
 
 
 def scenes(n: int) -> Tensor:
-    """Images with structure at several scales, none like another."""
+    """Different images with structure at several scales."""
     random = torch.Generator().manual_seed(0)
     coarse = resize(torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=random), 32)
     noise = torch.randint(-20, 21, coarse.shape, generator=random)

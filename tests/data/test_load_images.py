@@ -52,7 +52,7 @@ def test_folders_are_classes_where_every_file_lies_in_one(tmp_path: Path, zipped
     assert found.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_what_sample_writes_is_read_with_its_classes(tmp_path: Path) -> None:
+def test_an_npz_file_of_samples_is_read_with_its_classes(tmp_path: Path) -> None:
     images = draw(4)
     path = tmp_path / "samples.npz"
     rows = images.permute(0, 2, 3, 1).numpy()

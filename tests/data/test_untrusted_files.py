@@ -36,7 +36,7 @@ def picture(kind: str = "PNG", *, seed: int = 0, size: int = 8) -> bytes:
 
 
 def bomb(width: int, height: int, *, rows: int) -> bytes:
-    """A PNG that claims a size, and holds so many rows of zeros."""
+    """A PNG with any size in its header, and `rows` rows of zeros."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -210,7 +210,7 @@ def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
 
 
 def npz(path: Path, **arrays: Any) -> Path:
-    """Arrays, or bytes as they are."""
+    """Write an .npz file of arrays; bytes are written unchanged."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, array in arrays.items():
             content = io.BytesIO()

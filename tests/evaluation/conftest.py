@@ -109,12 +109,12 @@ class Corners(FeatureExtractor):
 
 @pytest.fixture
 def corners() -> Callable[..., FeatureExtractor]:
-    """A function that makes an extractor whose features can be worked out by hand; `seen` lists its batches."""
+    """A function that makes an extractor whose features are easy to compute; `seen` lists its batches."""
     return Corners
 
 
 class Tiny(Generator):
-    """Conditional, with batch norm, so that sampling has statistics to settle."""
+    """A conditional generator with batch norm."""
 
     def __init__(self) -> None:
         super().__init__(latent_dim=4, num_classes=3, image_size=4)

@@ -119,7 +119,7 @@ def test_full_adds_manifold_and_class_scores(tiny: Generator, make: Maker) -> No
     assert len(found) == 2 + 4 + 6
 
 
-def test_metrics_are_chosen_by_name_and_the_first_decides(
+def test_metrics_are_chosen_by_name_and_the_first_is_monitored(
     tiny: Generator, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_of_them = values(make(full=True, has_logits=True).evaluate(sampler(tiny), step=1))

@@ -53,7 +53,7 @@ def relative_to(*sides: Gaussian) -> float:
 
 class TestGaussian:
     @pytest.mark.parametrize("shift", [0.0, 100.0])
-    def test_is_numpys_in_float64(self, shift: float) -> None:
+    def test_equals_numpy_in_float64(self, shift: float) -> None:
         features = draw(30, 5, seed=0, shift=shift)
         mean, covariance, n = gaussian(features)
         array = features.double().numpy()
@@ -175,7 +175,7 @@ class TestFrechetDistance:
         assert frechet_distance(a._replace(n=0), b) == pytest.approx(expected, rel=1e-8)  # their number is not known
         assert frechet_distance(a, a) <= 1e-8 * relative_to(a, a)
 
-    def test_without_any_spread(self) -> None:
+    def test_without_variance(self) -> None:
         """A generator of a single image has a covariance of zero."""
         constant, real = gaussian(torch.full((10, 8), 2.0)), gaussian(draw(50, 8, seed=17))
         expected = (real.mean - 2).square().sum() + real.covariance.trace()
@@ -251,7 +251,7 @@ class TestInceptionScore:
         assert inception_score(vanishing, splits=1) == pytest.approx((expected, 0), rel=1e-12)
 
     @pytest.mark.parametrize(("n", "splits"), [(100, 10), (43, 4), (10, 10), (7, 1)])
-    def test_is_torch_fidelitys(self, n: int, splits: int) -> None:
+    def test_equals_that_of_torch_fidelity(self, n: int, splits: int) -> None:
         logits = 4 * draw(n, 12, seed=30)
         theirs = isc_features_to_metric(logits, splits=splits)
         score, deviation = inception_score(logits, splits=splits)

@@ -82,7 +82,7 @@ def scored(sides: tuple[ImageSet, ImageSet], extractor: FeatureExtractor) -> dic
 
 
 @pytest.mark.slow
-def test_scores_are_torch_fidelitys(sides: tuple[ImageSet, ImageSet], inception_weights_file: Path) -> None:
+def test_scores_equal_those_of_torch_fidelity(sides: tuple[ImageSet, ImageSet], inception_weights_file: Path) -> None:
     ours = scored(sides, Inception(weights=str(inception_weights_file), device=CPU))
     real, fake = sides
     theirs = torch_fidelity.calculate_metrics(
@@ -108,7 +108,7 @@ def test_scores_are_torch_fidelitys(sides: tuple[ImageSet, ImageSet], inception_
     assert ours["is"].value > 1.002
 
 
-def test_the_frechet_distance_is_torchmetrics(sides: tuple[ImageSet, ImageSet]) -> None:
+def test_the_frechet_distance_equals_that_of_torchmetrics(sides: tuple[ImageSet, ImageSet]) -> None:
     witness = FrechetInceptionDistance(feature=CoarseModule(), normalize=False)
     for images, real in zip(sides, (True, False), strict=True):
         witness.update(images.images, real=real)

@@ -173,7 +173,7 @@ class TestAuthenticity:
         assert far.share == 1
         assert far.ratios.min() > 10
 
-    def test_of_a_real_image_that_is_there_twice(self, block: int) -> None:
+    def test_of_a_duplicated_real_image(self, block: int) -> None:
         """Its nearest other image is at distance 0: only a third copy is not authentic."""
         result = authenticity(line(0.1, 0.1, 50), line(0.1, 0.2))
         assert result.ratios.tolist() == [0, math.inf]

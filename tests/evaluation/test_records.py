@@ -1,4 +1,4 @@
-"""Records: what a score is called, what is kept of it, and what replaces what."""
+"""Records: the names of scores, the file of scores, and replaced scores."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ FID = Record(metric="fid", value=12.5, n=50_000, protocol=PROTOCOL, reference=TR
 KID = replace(FID, metric="kid", kind="kid", value=0.01, spread=0.002, spread_over="100 subsets of 1000")
 
 
-def test_keys_say_metric_number_split_and_class() -> None:
+def test_keys_contain_metric_number_split_and_class() -> None:
     assert FID.key == "fid_n50000_train"
     assert replace(FID, class_name="cat", n=5000).key == "fid_n5000_train/cat"
     without = replace(FID, metric="is", reference=None)
@@ -81,5 +81,5 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) ->
         (0.0, None, "0.0000"),
     ],
 )
-def test_scores_are_shown_with_the_digits_that_mean_something(value: float, spread: float | None, text: str) -> None:
+def test_scores_are_shown_with_significant_digits(value: float, spread: float | None, text: str) -> None:
     assert formatted(replace(FID, value=value, spread=spread)) == text

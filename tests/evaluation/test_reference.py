@@ -131,7 +131,7 @@ def test_exported_statistics_are_imported_unchanged(corners: Extractors, insects
     assert not found.has_features
 
 
-def test_statistics_of_other_tools_need_no_more_than_mu_and_sigma(corners: Extractors, tmp_path: Path) -> None:
+def test_statistics_of_other_tools_need_only_mu_and_sigma(corners: Extractors, tmp_path: Path) -> None:
     path = tmp_path / "fid_stats.npz"
     np.savez(path, mu=np.arange(6, dtype=np.float32), sigma=np.eye(6))
     found = import_statistics(path, corners())

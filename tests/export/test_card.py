@@ -26,7 +26,7 @@ def test_scores_are_those_of_the_weights_alone(tmp_path: Path) -> None:
     assert scores(RunDirectory(tmp_path / "nowhere"), step=3, weights="ema") == []
 
 
-def test_no_path_of_this_machine_goes_with_it() -> None:
+def test_the_settings_on_the_card_hold_no_local_path() -> None:
     config = {
         "data": {"name": "folder", "root": "/home/x", "cache": "/home/y", "image_size": 16},
         "model": {"a": 1},

@@ -1,4 +1,4 @@
-"""Exported generators draw what PyTorch draws."""
+"""Exported generators give the images of the PyTorch network."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def make(name: str) -> Generator:
 
 @pytest.fixture(autouse=True)
 def as_training_leaves_it() -> Iterator[None]:
-    """Training sets how convolutions round, and no other flag."""
+    """Set the precision of convolutions, as training does."""
     before = torch.backends.cudnn.allow_tf32
     use_tf32(False)  # what a CPU run says
     yield

@@ -109,5 +109,5 @@ def test_files_that_are_no_list_of_overrides(resume: Callable[[str], str], text:
     assert "is damaged or not of cifargan" in resume(text)
 
 
-def test_a_terminal_sees_no_control_characters(resume: Callable[[str], str]) -> None:
+def test_messages_hold_no_control_characters(resume: Callable[[str], str]) -> None:
     assert "\\x1b[31m" in resume(OmegaConf.to_yaml(OmegaConf.create(["--\x1b[31mred\nline"])))

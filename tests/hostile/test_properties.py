@@ -101,7 +101,7 @@ def test_a_setting_of_any_name(good: dict[str, Any], data: st.DataObject, name: 
 
 @QUICK
 @given(content=ANYTHING)
-def test_what_a_file_says_of_its_configuration(content: Any) -> None:
+def test_any_configuration_in_a_file(content: Any) -> None:
     with clear():
         config = from_file(content, "sent")
         assert "${" not in str(OmegaConf.to_container(config, resolve=False))

@@ -103,7 +103,7 @@ def test_the_letter_after_z_is_aa(root: Path) -> None:
     assert [letters.of(scores[i]) for i in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
 
 
-def test_json_is_json(root: Path) -> None:
+def test_the_list_as_json(root: Path) -> None:
     listed = json.loads(as_json(select(root)))
     assert [run["headline"] and run["headline"]["value"] for run in listed] == [1.0, 30.0, 20.0, None, None]
     assert listed[1]["path"] == str(root / "b")

@@ -76,7 +76,7 @@ def without_locks(patched: pytest.MonkeyPatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("holder", ["", "[]", "{}", '{"pid": "x", "host": 3}', '{"pid": -1}', "[" * 10_000])
-def test_a_holder_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: str) -> None:
+def test_an_unknown_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: str) -> None:
     with RunLock(tmp_path):
         (tmp_path / ".lock.holder").write_text(holder)
         with pytest.raises(UserError, match="another process: wait until it ends"):

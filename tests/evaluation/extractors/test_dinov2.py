@@ -159,7 +159,7 @@ def cubic(distance: float) -> float:
     return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
 
-def test_position_embedding_is_read_where_the_authors_read_it() -> None:
+def test_position_embedding_is_resized_as_in_the_official_code() -> None:
     """Each axis as a matrix of kernel values at the places (i + 1/2) 37 / 16.1 - 1/2 of the old grid."""
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(1, 1 + 37 * 37, 5, generator=generator)
@@ -178,7 +178,7 @@ def test_position_embedding_is_read_where_the_authors_read_it() -> None:
 
 
 @pytest.mark.parametrize("edge", [32, 224, 300])
-def test_resize_is_pillows(edge: int) -> None:
+def test_resize_equals_that_of_pillow(edge: int) -> None:
     images = torch.randint(0, 256, (1, 3, edge, edge), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
     expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
