@@ -55,8 +55,8 @@ def test_a_damaged_cache_is_reported_and_not_used(tmp_path: Path, caplog: pytest
     array.unlink()
     refused()
     array.write_bytes(whole)
-    others: list[object] = [{}, {"b/7.png": "not one of the files"}, [], 3]  # they do not fit the array
-    for broken in others:
+    unlike: list[object] = [{}, {"b/7.png": "another file"}, {"../../a/1.png": "x"}, [["a/1.png", "x"]], [], 3]
+    for broken in unlike:  # the array
         page.write_text(json.dumps({"digest": "a" * 64, "broken": broken}))
         refused()
     page.write_text("[]")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -186,14 +187,23 @@ def test_resuming_from_a_state_that_does_not_fit(refusal: Refusal, tampered: Cal
 
 
 @pytest.mark.parametrize("network", [Inception, DINOv2])
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
-def test_code_in_weights_is_not_run(payload: object, tmp_path: Path, network: Callable[..., object], old: bool) -> None:
+@pytest.mark.parametrize("kind", ["zip", "old format", "pickle"])
+def test_code_in_weights_is_not_run(
+    payload: object, canary: Path, tmp_path: Path, network: Callable[..., object], kind: str
+) -> None:
     if network is DINOv2 and importlib.util.find_spec("timm") is None:
         pytest.skip("needs timm")
-    path = tmp_path / "sent.pth"
-    torch.save({"conv.weight": torch.ones(3), "extra": payload}, path, _use_new_zipfile_serialization=not old)
-    with pytest.raises(UserError, match="holds more than tensors, which could run code; it was not loaded"):
+    path, state = tmp_path / "sent.pth", {"conv.weight": torch.ones(3), "extra": payload}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(UserError, match="could run code; it was not loaded") as error:
         network(weights=str(path), device=torch.device("cpu"))
+    assert str(path) in str(error.value)
+    assert not canary.exists()
+    pickle.loads(path.read_bytes()) if kind == "pickle" else torch.load(path, weights_only=False)
+    canary.rmdir()  # it exists: the file is a danger to other readers
 
 
 def test_a_cache_of_features_is_checked(tmp_path: Path, payload: object, caplog: pytest.LogCaptureFixture) -> None:
