@@ -108,9 +108,12 @@ def test_a_run_without_its_overrides(here: Path) -> None:
         "hydra.launcher._target_=os.system",
         "+experiment@hydra=x",
         "++hydra={callbacks:{x:{_target_:os.system}}}",
+        "~hydra/job_logging",
+        "hydra.run.dir=/tmp/x",
+        "optimizer@hydra.job=adam",
     ],
 )
-def test_a_run_that_one_was_sent_cannot_bring_hydra_settings(override: str, here: Path) -> None:
+def test_settings_of_hydra_are_not_replayed(override: str, here: Path) -> None:
     keep(here / "run", "model=dcgan", override)
     with pytest.raises(UserError, match="Hydra's own settings are not replayed"):
         with_resume(["resume=run"], sweep=False)
