@@ -59,7 +59,7 @@ def test_the_process_is_left_as_it_was(quick: tuple[str, ...], monkeypatch: pyte
     with pytest.raises(UserError, match=r"trainer\.stpes"):
         cifargan.train([*quick, "trainer.stpes=1"])
     assert state() == before
-    # A program that composes with Hydra itself goes on with its own configs.
+    # A program that composes with Hydra itself continues with its own configs.
     with own_hydra():
         own = GlobalHydra.instance().hydra
         cifargan.train([*quick, "seed=3"])

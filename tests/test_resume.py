@@ -1,4 +1,4 @@
-"""What a run that is gone on with was told, and what it is told now."""
+"""A resumed run: the settings that it had, and those that the command gives now."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -191,4 +191,4 @@ def test_a_run_whose_configuration_is_damaged(command: Callable[..., CompletedPr
     refused = command("train", f"resume={run}", "trainer.steps=4")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert "config.yaml holds no configuration: it is damaged, or none of ours" in refused.stderr
+    assert "config.yaml holds no configuration: it is damaged, or not of cifargan" in refused.stderr

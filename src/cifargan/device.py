@@ -32,7 +32,7 @@ def select_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: torch sees no MPS device here; choose device=auto or device=cpu")
     if device.type == "cuda" and device.index is not None:
-        # A recording, and what torch.compile makes, go to the current device, wherever their tensors lie.
+        # A captured step, and what torch.compile makes, run on the current device, wherever their tensors lie.
         torch.cuda.set_device(device)
     return device
 

@@ -23,7 +23,7 @@ NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
 def report(error: BaseException, *, traceback: bool = False) -> int:
     """Print an error for a person and return the exit code.
 
-    What nobody foresaw keeps its traceback: it is a bug, and the trace is what a report of it needs.
+    Any other error keeps its traceback: it is a bug, and a report needs the trace.
     """
     if is_reported_elsewhere(error):
         return exit_code(error)
@@ -31,7 +31,7 @@ def report(error: BaseException, *, traceback: bool = False) -> int:
     if traceback or message is None:
         tracebacks.print_exception(error)
     text = message or f"{_place(error)}: {error!r}"
-    # A message may quote what a stranger wrote, and control characters would act on the terminal.
+    # A message may quote an untrusted file, and control characters would act on the terminal.
     print("error: " + "\n".join(readable(line, limit=4000) for line in text.split("\n")), file=sys.stderr)
     return exit_code(error)
 
@@ -75,7 +75,7 @@ def explain(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" at {error.filename}" if error.filename else ""
-        return f"the disk is full{place}: free some space, then go on with resume=RUN; nothing written before is lost"
+        return f"the disk is full{place}: free some space, then resume with resume=RUN; nothing written before is lost"
     if isinstance(error, OSError) and error.errno in NO_PLACE:
         return f"cannot use {error.filename} ({error.strerror}): choose another output_root or --out"
     return None

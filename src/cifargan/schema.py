@@ -35,20 +35,20 @@ def conf_dir() -> Path:
 
 
 def from_file(content: Any, where: str) -> DictConfig:
-    """A configuration that was read from a file, which a stranger may have written: nothing in it is looked up.
+    """A configuration that was read from an untrusted file: nothing in it is looked up.
 
     Args:
         content: what the file holds.
         where: the file, for the error message.
 
     Returns:
-        The same as a node. A run writes its configuration resolved, so none of ours holds a reference.
+        The same as a node. A run writes its configuration resolved, so it holds no reference.
 
     Raises:
         UserError: it is no dict of plain values, refers to something, or is larger than any configuration.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{where} holds no configuration: it is damaged, or none of ours")
+        raise UserError(f"{where} holds no configuration: it is damaged, or not of cifargan")
     left = MAX_VALUES
 
     def walk(value: Any, depth: int) -> None:

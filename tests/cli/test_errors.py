@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_elsewhere(
 
     monkeypatch.setattr(RunLog, "scalars", full)
     message = the_error(command("train", *quick), alone=False)
-    assert message.startswith("the disk is full: free some space, then go on with resume=RUN")
+    assert message.startswith("the disk is full: free some space, then resume with resume=RUN")
 
 
 def test_a_bug_keeps_its_traceback(

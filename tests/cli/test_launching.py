@@ -120,7 +120,7 @@ def test_a_notice_goes_back_to_the_launcher_once_it_was_heeded(notice: signal.Si
     signal.signal(notice, as_submitit_does)
     with pytest.raises(SystemExit):
         hand_back(notice)
-    hand_back(notice)  # the launcher will not have it again, so the sweep goes on with what there is
+    hand_back(notice)  # the launcher will not have it again, so the sweep continues with what there is
     assert got == [notice] * 2
     hand_back(signal.SIGTERM)  # nobody's notice, but this job's end: pytest's process would not survive it
     signal.signal(notice, signal.SIG_DFL)

@@ -182,7 +182,7 @@ def test_resume_replays_and_goes_on_exactly(command: Command, quick: tuple[str, 
     assert OmegaConf.load(halves / ".hydra_1" / "config.yaml").trainer.steps == 4
     assert [session["first_step"] for session in sessions(halves)] == [0, 2]
 
-    # What was given when it was gone on with last is replayed, too.
+    # What was given at the last resume is replayed, too.
     ran = command("train", "resume=halves")
     assert "is finished (step 4)" in ran.stderr
 
@@ -367,7 +367,7 @@ def test_a_lost_terminal_costs_nothing(quick: tuple[str, ...], tmp_path: Path) -
     (checkpoint,) = (run.path / "checkpoints").iterdir()
     assert (status["status"], status["step"]) == ("interrupted", load(checkpoint)["step"])
     assert steps(run.path)[-1] == status["step"]
-    assert "checkpoint written; go on with" in (run.path / "train.log").read_text()
+    assert "checkpoint written; resume with" in (run.path / "train.log").read_text()
 
 
 def test_the_log_begins_when_there_is_a_run(tmp_path: Path) -> None:

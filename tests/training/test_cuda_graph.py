@@ -181,6 +181,7 @@ def test_each_kind_of_iteration_is_captured_once_and_rare_kinds_stay_eager(
             each.iterate()
     assert differences(gan.state(), plain.state()) == []
     assert len(captured) == len(set(captured)) == MAX_KINDS
+    assert gan.run.replayed == set(captured)
     # 22, 14 and 7 of 30 iterations; all three penalties at once come every 30th.
     assert {frozenset(), frozenset({"every_2"}), frozenset({"every_3"})} <= set(captured)
     assert frozenset({"every_2", "every_3", "every_5"}) not in captured

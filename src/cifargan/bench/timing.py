@@ -60,7 +60,7 @@ def compare(
                 "images_per_second": rate * config.trainer.d_steps * config.trainer.batch_size,
                 "start_seconds": entry.start_seconds,
                 "peak_bytes": entry.peak_bytes,
-                "replayed": entry.trainer.round.chosen not in (None, entry.trainer.round.play) if captures else None,
+                "replayed": bool(entry.trainer.run.replayed) if captures else None,
             }
         )
     return results, entries[0]

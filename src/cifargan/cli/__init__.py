@@ -11,7 +11,7 @@ from cifargan.malloc import keep_freed_memory
 
 # Modules, not functions: torch is imported by the command that needs it, so `--help` is instant.
 COMMANDS = {
-    "train": "a GAN, or go on with a run; any setting as key=value, -m sweeps",
+    "train": "a GAN, or resume a run; any setting as key=value, -m sweeps",
     "tune": "search for the settings with the best score",
     "sample": "pictures from a generator: sheets, files, .npz, interpolations",
     "evaluate": "FID, IS, KID, precision, recall of a run or of anyone's images",
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments[0])(arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
-        # Hydra and OmegaConf, whose errors are told too, take longer to import than `--help` to print.
+        # Hydra and OmegaConf, whose errors are reported too, take longer to import than `--help` to print.
         from cifargan.explain import report
 
         return report(error, traceback=traceback)

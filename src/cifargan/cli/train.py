@@ -94,7 +94,7 @@ def with_hydra(task: Callable[[DictConfig], None], command: list[str]) -> None:
         HydraException: Hydra cannot compose it.
     """
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra reads the program's arguments itself, and prints errors itself unless it is told not to.
+    # Hydra reads the program's arguments itself, and prints errors itself unless HYDRA_FULL_ERROR is set.
     program, *rest = command
     flags, overrides = split_flags(rest)
     sys.argv = [program, *as_arguments(flags), *with_init(overrides)]

@@ -51,6 +51,7 @@ class CapturedSteps:
         self.device = device
         self.eager_runs: dict[Kind, int] = {}
         self.chosen: dict[Kind, Callable[[], dict[str, Tensor]]] = {}
+        self.replayed: set[Kind] = set()  # the kinds that are replayed from a graph
         self._pool: Any = None
 
     def __call__(self, kind: Kind) -> dict[str, Tensor]:
@@ -90,6 +91,7 @@ class CapturedSteps:
             reason = (str(error) or repr(error)).splitlines()[0]
         else:
             if not differing:
+                self.replayed.add(kind)
                 return replay
             reason = f"replayed, these came out differently: {', '.join(differing)}"
         finally:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from cifargan import distributed
 
-# Windows has none of these. A scheduler is told to send a notice before a job's time is up (Slurm's --signal; submitit asks
+# Windows has none of these. A scheduler can be asked to send a notice before a job's time is up (Slurm's --signal; submitit asks
 # for SIGUSR2). A terminal that is closed, or a connection that is lost, is a hangup.
 NOTICES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 HANGUPS = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))

@@ -14,7 +14,7 @@ class RunningMeans(Metric):
     """The mean of each named scalar since the last reset, with one small kernel a step and no wait for the device.
 
     torchmetrics adds the sums up across ranks when `compute` is called. It also remembers the first step at which each
-    term was not finite, so that a diverged run can name it although nobody looked at that step.
+    term was not finite, so that a diverged run can name it at the next log point.
     """
 
     full_state_update = False

@@ -42,7 +42,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
-        # A weight is read once a pass, so a cache of its casts saves nothing; in a recording it would go stale.
+        # A weight is read once a pass, so a cache of its casts saves nothing; in a captured step it would go stale.
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32", cache_enabled=False)
 
     def scale(self, loss: Tensor) -> Tensor:
