@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cifargan.errors import UserError
 from cifargan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from cifargan.models.heads import AuxiliaryHead, EmbeddingHead, LinearHead, ProjectionHead
 from cifargan.models.interface import HeadFactory
@@ -214,3 +215,11 @@ def test_bfloat16_autocast_and_channels_last_stay_close_to_full_precision() -> N
     for name, parameter in (*generator.named_parameters(), *discriminator.named_parameters()):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("setting", ["channels", "latent_dim", "class_embedding_dim"])
+def test_sizes_below_one_are_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=f"{setting}=0"):
+        BigGANGenerator(num_classes=2, image_size=16, **{setting: 0})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="channels=0"):
+        BigGANDiscriminator(num_classes=2, image_size=16, head=LinearHead, channels=0)

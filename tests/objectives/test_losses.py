@@ -201,3 +201,17 @@ def test_bad_settings_are_the_users_error(make: Any, setting: str, value: float)
     message = r"label_smoothing=.*\[0, 1\)" if setting == "label_smoothing" else "clip="
     with pytest.raises(UserError, match=message):
         make(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting", "value"),
+    [
+        (RelativisticLoss, "gamma", -1.0),
+        (RelativisticLoss, "interval", 0),
+        (WassersteinGPLoss, "weight", -1.0),
+        (WassersteinGPLoss, "interval", 0),
+    ],
+)
+def test_bad_settings_of_a_loss_for_its_penalties_are_named_as_its_own(loss: Any, setting: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^loss\.{setting}={value}"):
+        loss(**{setting: value})

@@ -57,6 +57,8 @@ def test_a_captured_update_reads_its_rate_from_the_device(make: Callable[..., to
         (adam, {"betas": (0.5, 1.0)}, "betas"),
         (adam, {"betas": (-0.1, 0.9)}, "betas"),
         (rmsprop, {"lr": -1.0}, "lr=-1.0"),
+        (adam, {"lr": float("nan")}, "lr=nan"),
+        (rmsprop, {"lr": float("inf")}, "lr=inf"),
         (rmsprop, {"eps": 0.0}, "eps=0.0"),
         (rmsprop, {"alpha": 1.0}, "alpha=1.0"),
     ],

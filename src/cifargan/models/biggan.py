@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from cifargan.errors import UserError
 from cifargan.models import spectral
 from cifargan.models.batch_norm import BatchNorm2d
+from cifargan.models.dcgan import require_positive
 from cifargan.models.interface import Discriminator, DiscriminatorOutput, Generator, HeadFactory, split_at
 from cifargan.models.layers import ClassBatchNorm2d, ConditionalBatchNorm2d, initialize_
 from cifargan.models.residual import DiscriminatorBlock, GeneratorBlock, attention_layers, conv
@@ -70,6 +71,7 @@ class BigGANGenerator(Generator):
     ) -> None:
         super().__init__(latent_dim=latent_dim, num_classes=num_classes, image_size=image_size)
         _check_image_size(image_size)
+        require_positive(latent_dim=latent_dim, channels=channels, class_embedding_dim=class_embedding_dim)
         if num_classes < 1:
             raise UserError("the BigGAN generator needs labelled data: choose data with classes or another model")
         if hierarchical and conditioning == "per_class":
@@ -151,6 +153,7 @@ class BigGANDiscriminator(Discriminator):
     ) -> None:
         super().__init__()
         _check_image_size(image_size)
+        require_positive(channels=channels)
         num_downsampling = image_size.bit_length() - 4  # log2(image_size / 8)
         layers: list[nn.Module] = []
         sizes = [max(image_size >> (index + 1), 8) for index in range(num_downsampling + 2)]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from cifargan.errors import UserError
-from cifargan.objectives.base import Loss, Penalty, require_number
+from cifargan.objectives.base import Loss, Penalty, require_interval, require_number
 from cifargan.objectives.penalties import R1, R2, GradientPenalty
 
 # Their gains set the scale of the features: a bound of 0.01 would make all features vanish.
@@ -197,6 +197,8 @@ class WassersteinGPLoss(_CriticLoss):
         Raises:
             UserError: a setting is out of its range.
         """
+        require_number("loss", "weight", weight)
+        require_interval("loss", interval)
         self.penalty = GradientPenalty(weight=weight, interval=interval)
 
     def penalties(self) -> dict[str, Penalty]:
@@ -223,6 +225,8 @@ class RelativisticLoss(Loss):
         Raises:
             UserError: a setting is out of its range.
         """
+        require_number("loss", "gamma", gamma)
+        require_interval("loss", interval)
         self.r1 = R1(gamma=gamma, interval=interval)
         self.r2 = R2(gamma=gamma, interval=interval)
 

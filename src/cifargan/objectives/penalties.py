@@ -56,9 +56,9 @@ class LeCam(Penalty):
             UserError: a setting is out of its range.
         """
         super().__init__()
-        self.weight = require_number("LeCam", "weight", weight)
-        self.decay = require_number("LeCam", "decay", decay, high=1.0)
-        self.start = int(require_number("LeCam", "start", start))
+        self.weight = require_number("regularizer.lecam", "weight", weight)
+        self.decay = require_number("regularizer.lecam", "decay", decay, high=1.0)
+        self.start = int(require_number("regularizer.lecam", "start", start))
         self.register_buffer("real_anchor", torch.zeros(()))
         self.register_buffer("fake_anchor", torch.zeros(()))
 
@@ -113,8 +113,8 @@ class Consistency(Penalty):
             UserError: a setting is out of its range.
         """
         super().__init__()
-        self.weight = require_number("Consistency", "weight", weight)
-        self.reach = int(require_number("Consistency", "reach", reach))
+        self.weight = require_number("regularizer.cr", "weight", weight)
+        self.reach = int(require_number("regularizer.cr", "reach", reach))
 
     def views(self) -> Sequence[View]:
         """One: the images, each mirrored with probability 1/2 and moved."""
@@ -153,8 +153,8 @@ class _ZeroCentredPenalty(Penalty):
 
     def __init__(self, *, gamma: float, interval: int) -> None:
         super().__init__()
-        self.gamma = require_number(type(self).__name__, "gamma", gamma)
-        self.interval = require_interval(type(self).__name__, interval)
+        self.gamma = require_number(f"regularizer.{type(self).__name__.lower()}", "gamma", gamma)
+        self.interval = require_interval(f"regularizer.{type(self).__name__.lower()}", interval)
 
     def forward(self, judgement: Judgement) -> Tensor:
         """Return the weighted penalty."""
@@ -213,8 +213,8 @@ class GradientPenalty(Penalty):
             UserError: a setting is out of its range.
         """
         super().__init__()
-        self.weight = require_number(type(self).__name__, "weight", weight)
-        self.interval = require_interval(type(self).__name__, interval)
+        self.weight = require_number(f"regularizer.{type(self).__name__.lower()}", "weight", weight)
+        self.interval = require_interval(f"regularizer.{type(self).__name__.lower()}", interval)
 
     def forward(self, judgement: Judgement) -> Tensor:
         """Mix, judge once more, and return the weighted penalty."""

@@ -4,6 +4,7 @@ Each takes `parameters` and its settings. One that torch has a fused kernel for 
 graph can replay takes `recorded`.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -71,5 +72,5 @@ def _rate(lr: float, weights: list[nn.Parameter], recorded: bool) -> float | tor
 
 
 def _check(lr: float, eps: float) -> None:
-    if lr <= 0.0 or eps <= 0.0:
-        raise UserError(f"optimizer lr={lr}, eps={eps}: both must be positive")
+    if not (0.0 < lr < math.inf and 0.0 < eps < math.inf):
+        raise UserError(f"optimizer lr={lr}, eps={eps}: both must be positive, finite numbers")
