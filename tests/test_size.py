@@ -84,7 +84,7 @@ LIMITS = {
     "lines in tests": (20_327, 15_500),
     "lines in scripts": (1_101, 1_300),
     "modules": (96, 70),
-    "functions": (279, 150),
+    "functions": (283, 150),
     "files of one D update": (19, 8),
 }
 
