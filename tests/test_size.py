@@ -81,7 +81,7 @@ LIMITS = {
     "lines in src without models and objectives": (16_390, 13_300),
     "files in src": (138, 110),
     "lines of the longest file in src": (350, 350),
-    "lines in tests": (20_327, 15_500),
+    "lines in tests": (20_330, 15_500),
     "lines in scripts": (1_101, 1_300),
     "modules": (96, 70),
     "functions": (283, 150),

@@ -21,8 +21,8 @@ from cifargan.evaluation.table import QUICK, Inputs, score
 from cifargan.registry import METRICS
 
 CPU = torch.device("cpu")
-N = 12
-SUBSET = 10
+N = 24
+SUBSET = 15
 
 
 class Coarse(FeatureExtractor):
@@ -89,6 +89,7 @@ def test_scores_equal_those_of_torch_fidelity(sides: tuple[ImageSet, ImageSet], 
         input1=Subset(real.images, range(N)),  # type: ignore[arg-type]
         input2=Subset(fake.images, range(N)),  # type: ignore[arg-type]
         isc=True,
+        fid=True,
         kid=True,
         kid_subset_size=SUBSET,
         feature_extractor_weights_path=str(inception_weights_file),
@@ -98,14 +99,16 @@ def test_scores_equal_those_of_torch_fidelity(sides: tuple[ImageSet, ImageSet], 
         batch_size=8,
         save_cpu_ram=True,
     )
-    assert ours["kid"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    assert ours["kid"].spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-4)
+    assert ours["fid"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5, abs=1e-6)
+    assert ours["kid"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5, abs=1e-6)
+    assert ours["kid"].spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-5, abs=1e-6)
     # Its Inception Score is that of the first input.
     assert ours["is"].value == pytest.approx(theirs["inception_score_mean"], abs=1e-4)
     assert ours["is"].spread == pytest.approx(theirs["inception_score_std"], abs=1e-4)
     # None of them is trivial.
     assert abs(ours["kid"].value) > 1e-3
-    assert ours["is"].value > 1.002
+    assert ours["fid"].value > 1
+    assert ours["is"].value > 1.005
 
 
 def test_the_frechet_distance_equals_that_of_torchmetrics(sides: tuple[ImageSet, ImageSet]) -> None:

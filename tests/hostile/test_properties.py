@@ -22,7 +22,7 @@ from cifargan.resume import CHOICE, OVERRIDE, overrides_of
 from cifargan.schema import from_file
 
 QUICK = settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ["${oc.env:HOME}", "${name}", "${", "\\${x}", "???", "null", "os.system", "../x", "\x1b[31m", "\ud800"]

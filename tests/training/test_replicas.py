@@ -17,11 +17,11 @@ from cifargan.training.speed import SpeedOptions
 
 InProcesses = Callable[..., list[Any]]
 CPU = torch.device("cpu")
-STEPS = 20
+STEPS = 50
 
 
 def trained(recipe: str, accumulate: int, *overrides: str) -> dict[str, Any]:
-    """Twenty iterations in float64, in which rounding errors stay small."""
+    """Fifty iterations in float64, in which rounding errors stay small."""
     config = narrowed(compose(recipe, "device=cpu", "precision=fp32", *overrides), 8)
     config.data.image_size = 16 if "biggan" in recipe else 32
     if "biggan" in recipe:
